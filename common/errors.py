@@ -1,0 +1,176 @@
+"""Every error that rarefed raises on purpose, with its exit code.
+
+    RarefedError                      1
+    ├── StudyError                   10  the study file is wrong
+    ├── UnknownBackboneError         11  no library knows the backbone
+    ├── WeightsError                 12  initial weights cannot be had or do not fit
+    ├── DataError                    20  the hospital's data, when no leaf below says it better
+    │   ├── MissingFolderError       21  a folder or file that should be there is not
+    │   ├── EmptyManifestError       22  a table of images without rows, or not one left to use
+    │   ├── ManifestError            23  a table with wrong columns or rows of several faults
+    │   ├── LabelError               24  a label that the task does not know
+    │   ├── SplitError               25  one patient in two splits
+    │   └── ImageError               26  a file that is no readable image
+    ├── FederationError              30  the round, when no leaf below says it better
+    │   ├── TaskWithoutSiteError     31  a task that no site has
+    │   ├── QuorumError              32  fewer sites than the study's quorum
+    │   ├── ReplyError               33  a reply that the coordinator refuses
+    │   └── StudyMismatchError       34  two parties that do not hold the same study
+    └── OutputError                  40  a result that cannot be written where it was asked for
+
+Codes 2 (wrong usage) and 130 (interrupted) are those of the command line itself.
+
+A message may name paths, rows and values: it is for the person at the machine. What may leave
+a site is ``code`` and ``public`` alone; both belong to the class and never change with the data.
+"""
+
+from typing import ClassVar
+
+
+class RarefedError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: What is wrong, for the person at this machine.
+        remedy: What that person can do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "error"
+    public: ClassVar[str] = "An error occurred at this site; its own log says which."
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  Remedy: {self.remedy}" if self.remedy else self.message
+
+
+class StudyError(RarefedError):
+    """The study file cannot be read, or says something impossible."""
+
+    exit_code = 10
+    code = "study"
+    public = "The study file is not valid."
+
+
+class UnknownBackboneError(RarefedError):
+    """No library that rarefed uses knows a backbone of this name."""
+
+    exit_code = 11
+    code = "unknown_backbone"
+    public = "The study names a backbone that this installation does not know."
+
+
+class WeightsError(RarefedError):
+    """Initial weights cannot be had, or do not fit the backbone."""
+
+    exit_code = 12
+    code = "weights"
+    public = "The initial weights cannot be used."
+
+
+class DataError(RarefedError):
+    """The hospital's data cannot be used as it is."""
+
+    exit_code = 20
+    code = "data"
+    public = "The data at this site cannot be used as it is."
+
+
+class MissingFolderError(DataError):
+    """A folder or file that the configuration names does not exist."""
+
+    exit_code = 21
+    code = "missing_folder"
+    public = "A data folder at this site is missing."
+
+
+class EmptyManifestError(DataError):
+    """A manifest has no rows, or none that can be used."""
+
+    exit_code = 22
+    code = "empty_manifest"
+    public = "A manifest at this site has no usable rows."
+
+
+class ManifestError(DataError):
+    """A manifest has wrong columns, or rows with faults of several kinds."""
+
+    exit_code = 23
+    code = "manifest"
+    public = "A manifest at this site has faults."
+
+
+class LabelError(ManifestError):
+    """A row carries a label that is not one of the task's classes."""
+
+    exit_code = 24
+    code = "label"
+    public = "A manifest at this site has a label that the task does not know."
+
+
+class SplitError(ManifestError):
+    """The rows of one patient would fall into two splits."""
+
+    exit_code = 25
+    code = "split"
+    public = "A patient at this site would fall into two splits."
+
+
+class ImageError(DataError):
+    """A file is missing, unreadable or no image."""
+
+    exit_code = 26
+    code = "image"
+    public = "An image at this site cannot be read."
+
+
+class FederationError(RarefedError):
+    """The federation cannot go on."""
+
+    exit_code = 30
+    code = "federation"
+    public = "The federation cannot go on."
+
+
+class TaskWithoutSiteError(FederationError):
+    """A task of the study has no site."""
+
+    exit_code = 31
+    code = "task_without_site"
+    public = "A task of the study has no site."
+
+
+class QuorumError(FederationError):
+    """Fewer sites than the quorum are there, or answered in time."""
+
+    exit_code = 32
+    code = "quorum"
+    public = "Fewer sites than the quorum answered."
+
+
+class ReplyError(FederationError):
+    """A site's reply does not fit the order, and is left out of the round."""
+
+    exit_code = 33
+    code = "reply"
+    public = "The reply does not fit the order."
+
+
+class StudyMismatchError(FederationError):
+    """Two parties do not hold the same study, or not the same protocol version."""
+
+    exit_code = 34
+    code = "study_mismatch"
+    public = "This site does not hold the study that the order names."
+
+
+class OutputError(RarefedError):
+    """A result cannot be written where it was asked for."""
+
+    exit_code = 40
+    code = "output"
+    public = "A result cannot be written."

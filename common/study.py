@@ -1,0 +1,223 @@
+"""The study: one training project that every party agrees on, read from a TOML file.
+
+Each key is documented in ``docs/study.md``; a test holds the two together.
+"""
+
+import hashlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from common import study_faults
+from common.errors import StudyError
+from common.files import canonical_json, sha256_of
+from common.study_faults import Fault
+
+STUDY_FORMAT = 1
+"""Version of the study file; part of every digest."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _slug(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value):
+        raise ValueError("use 1 to 63 of a-z, 0-9, '-' and '_', the first a letter or digit")
+    return value
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Backbone(_Section):
+    """The network that all tasks share, and where its weights begin."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Any classifier that timm knows."""
+    weights: Annotated[str, Field(min_length=1)] = "pretrained"
+    """``pretrained`` (through timm), ``none`` (random) or the path of a safetensors file."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """What the weights file must be, byte for byte."""
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+    """Height and width of the network's input, in pixels."""
+    normalisation: Literal["average", "local", "frozen"] = "average"
+    """What happens to batch normalisation: averaged like any weight, kept at each site (FedBN),
+    or frozen at the initial values."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of each colour channel that the weights expect; the backbone's own by default."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation of each colour channel; the backbone's own by default."""
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The safetensors file of the initial weights, if there is one."""
+        return None if self.weights in ("pretrained", "none") else Path(self.weights)
+
+
+class Task(_Section):
+    """One diagnosis on one modality."""
+
+    modality: Literal["CT", "MR", "fundus", "OCT", "other"]
+    classes: Annotated[list[str], Field(min_length=2, max_length=100)]
+    """Names of the classes, as they stand in the label column; their order is the head's."""
+    positive: str | None = None
+    """The class that a two-class task looks for; left out, the task is multi-class."""
+    window: tuple[float, Positive] | None = None
+    """Centre and width, in Hounsfield units, through which CT is looked at."""
+
+    @property
+    def positive_index(self) -> int | None:
+        """Index of the positive class, or None for a multi-class task."""
+        return None if self.positive is None else self.classes.index(self.positive)
+
+
+class Training(_Section):
+    """What a site does with its own images in one round."""
+
+    local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
+    head_lr: Positive = 1e-3
+    backbone_lr: Positive = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-2
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Focusing exponent of the focal loss (Lin et al. 2017); 0 is cross-entropy."""
+    train: Annotated[str, Field(pattern="^(all|head|last:[1-9][0-9]?)$")] = "all"
+    """``all`` layers, the ``head`` alone, or the ``last:k`` stages of the backbone with the head."""
+    clip_norm: Positive | None = None
+    """Bound on the gradient's L2 norm at each step."""
+
+
+class Split(_Section):
+    """Shares of the patients that are held out at every site."""
+
+    validation: Share = 0.15
+    test: Share = 0.25
+
+
+class Federation(_Section):
+    """How the sites' changes become one model."""
+
+    strategy: str = "fedavg"
+    options: dict[str, float] = {}
+    """Settings of the strategy, by the names in ``STRATEGY_OPTIONS``."""
+    weighting: Literal["patients", "images", "equal"] = "patients"
+    """What a site's change weighs: its training patients, its training images, or the same."""
+    quorum: Annotated[int, Field(ge=1)] = 2
+    """A round with fewer usable replies is not combined."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the sites that are asked to train in each round."""
+    deadline_s: Positive = 3600.0
+    """Seconds after which a round closes without those who have not answered."""
+
+    def option(self, name: str) -> float:
+        """Return a setting of the strategy: the study's, else the strategy's default."""
+        return self.options.get(name, study_faults.STRATEGY_OPTIONS[self.strategy][name])
+
+
+class Study(_Section):
+    """One agreed training project."""
+
+    name: Slug
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    backbone: Backbone
+    tasks: Annotated[dict[Slug, Task], Field(min_length=1)]
+    training: Training = Training()
+    split: Split = Split()
+    federation: Federation = Federation()
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Check everything at once and return the study.
+
+        Args:
+            values: The study file's content, as ``tomllib`` gives it.
+
+        Raises:
+            StudyError: Lists every unknown key, wrong type and impossible combination, each
+                with its remedy.
+        """
+        study, faults = study_faults.validated(cls, values)
+        if study is None or faults:
+            raise _refusal(faults)
+        return study
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a study file; a relative weights path counts from the file's folder.
+
+        Raises:
+            StudyError: The file is missing, is no TOML, or is no valid study.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StudyError(
+                f"Cannot read the study file {path}: {error.strerror}.",
+                remedy="Give the path of a TOML file; docs/study.md describes one.",
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StudyError(
+                f"{path} is no TOML file: {error}.", remedy="Correct that line; see toml.io."
+            ) from error
+        study = cls.parse(values)
+        file = study.backbone.weights_file
+        if file is None or file.is_absolute():
+            return study
+        backbone = study.backbone.model_copy(update={"weights": str(path.parent / file)})
+        return study.model_copy(update={"backbone": backbone})
+
+    def digest(self) -> str:
+        """Return a SHA-256 that is the same on every machine that holds the same study.
+
+        Defaults are written out, so leaving a key away and giving its default are the same. Of
+        a weights file only the name counts (and ``sha256``, when given), since folders differ.
+        """
+        values = self.model_dump(mode="json")
+        file = self.backbone.weights_file
+        if file is not None:
+            values["backbone"]["weights"] = file.name
+        return hashlib.sha256(canonical_json({"format": STUDY_FORMAT, "study": values})).hexdigest()
+
+    def check_weights_file(self) -> None:
+        """Refuse a weights file that is not the one whose SHA-256 the study gives.
+
+        Raises:
+            StudyError: The digests differ.
+        """
+        file, expected = self.backbone.weights_file, self.backbone.sha256
+        if file is None or expected is None or not file.is_file():
+            return
+        if (found := sha256_of(file)) != expected:
+            fault = Fault(
+                "backbone.sha256",
+                f"{file} has the SHA-256 {found}",
+                "get the file that the study means, or correct the digest",
+            )
+            raise _refusal([fault])
+
+    def wire(self) -> str:
+        """Return the study as JSON, for an order; the folder of a weights file stays here."""
+        values = self.model_dump(mode="json")
+        file = self.backbone.weights_file
+        if file is not None:
+            values["backbone"]["weights"] = file.name
+        return canonical_json(values).decode()
+
+
+def _refusal(faults: list[Fault]) -> StudyError:
+    lines = [f"  - {fault.where}: {fault.what}; {fault.remedy}." for fault in faults]
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return StudyError(
+        f"The study has {count}:\n" + "\n".join(lines),
+        remedy="Correct each; docs/study.md describes every key.",
+    )

@@ -1,0 +1,163 @@
+"""What can be wrong with a study, found all at once and each with its remedy."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+STRATEGY_OPTIONS: Mapping[str, Mapping[str, float]] = {
+    "fedavg": {},
+    "fedprox": {"proximal_mu": 0.01},
+    "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
+    "fedadam": {"eta": 1e-3, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    "fedyogi": {"eta": 1e-3, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    "fedadagrad": {"eta": 1e-3, "tau": 1e-3},
+    "fedmedian": {},
+    "fedtrimmedavg": {"beta": 0.2},
+    "krum": {"num_malicious_nodes": 0.0},
+}
+"""The strategies that a study may name, each with its settings and their defaults."""
+
+_LEAST_SITES = {"fedmedian": 3, "fedtrimmedavg": 3, "krum": 3}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong: at which key, what, and what to do about it."""
+
+    where: str
+    what: str
+    remedy: str
+
+
+def validated(model: type[Model], values: dict[str, Any]) -> tuple[Model | None, list[Fault]]:
+    """Return the checked model, or None, and every fault of ``values``.
+
+    Combinations are checked on the raw values wherever their parts are of the right type, so
+    that one wrong key does not hide the faults of another.
+    """
+    checked = None
+    faults: list[Fault] = []
+    try:
+        checked = model.model_validate_json(_as_json(values))
+    except ValidationError as error:
+        faults += [_fault(model, detail) for detail in error.errors(include_url=False)]
+    found = {fault.where for fault in faults}
+    faults += [fault for fault in _combinations(values) if fault.where not in found]
+    return checked, faults
+
+
+def _as_json(values: dict[str, Any]) -> bytes:
+    """TOML's own types (dates, infinities) become text, which the types below then refuse."""
+    import json  # noqa: PLC0415 - only here, and its name would shadow nothing else
+
+    return json.dumps(values, default=str).encode()
+
+
+def _fault(model: type[BaseModel], detail: ErrorDetails) -> Fault:
+    where = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    if detail["type"] == "extra_forbidden":
+        return Fault(where, "no such key", _nearest(model, detail["loc"]))
+    if detail["type"] == "missing":
+        return Fault(where, "this key is missing", "add it")
+    value = detail["input"]
+    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    message = detail["msg"].removeprefix("Value error, ")
+    return Fault(where, f"{message[0].lower()}{message[1:]}{shown}", "correct the value")
+
+
+def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Name the key that was perhaps meant, or all that there are."""
+    owner: Any = model
+    for part in location[:-1]:
+        fields = getattr(owner, "model_fields", {})
+        if part in fields:
+            owner = _section_of(fields[part].annotation)
+    known = sorted(getattr(owner, "model_fields", {}))
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"remove it; known are {', '.join(known)}"
+
+
+def _section_of(annotation: Any) -> Any:
+    """The model inside ``dict[Slug, Task]``, or the annotation itself."""
+    inner = [part for part in get_args(annotation) if hasattr(part, "model_fields")]
+    return inner[0] if inner else annotation
+
+
+def _combinations(values: dict[str, Any]) -> Iterator[Fault]:
+    """Yield what no single key shows to be wrong."""
+    tasks = _table(values, "tasks")
+    for name, task in tasks.items():
+        if isinstance(task, dict):
+            yield from _task_faults(f"tasks.{name}", task)
+    yield from _backbone_faults(values)
+    yield from _strategy_faults(_table(values, "federation"))
+    split = _table(values, "split")
+    shares = [split.get("validation", 0.15), split.get("test", 0.25)]
+    if all(isinstance(share, int | float) for share in shares) and sum(shares) >= 1:
+        yield Fault("split", "validation and test leave nothing to train on", "make them smaller")
+
+
+def _task_faults(where: str, task: dict[str, Any]) -> Iterator[Fault]:
+    classes, positive = task.get("classes"), task.get("positive")
+    if isinstance(classes, list):
+        if len({str(name) for name in classes}) < len(classes):
+            yield Fault(f"{where}.classes", "a class is named twice", "name each class once")
+        if positive is not None and positive not in classes:
+            known = ", ".join(map(str, classes))
+            yield Fault(f"{where}.positive", f"{positive!r} is no class", f"use one of {known}")
+        if positive is not None and len(classes) != 2:
+            remedy = "leave 'positive' out for a multi-class task"
+            yield Fault(f"{where}.positive", f"{len(classes)} classes have no positive one", remedy)
+    if task.get("window") is not None and task.get("modality") in ("MR", "fundus", "OCT"):
+        remedy = "leave it out: only CT is measured in Hounsfield units"
+        yield Fault(f"{where}.window", f"a window means nothing on {task['modality']}", remedy)
+
+
+def _backbone_faults(values: dict[str, Any]) -> Iterator[Fault]:
+    backbone = _table(values, "backbone")
+    weights = backbone.get("weights", "pretrained")
+    if not isinstance(weights, str):
+        return
+    if weights not in ("pretrained", "none") and not weights.endswith(".safetensors"):
+        remedy = "use 'pretrained', 'none' or the path of a .safetensors file"
+        yield Fault("backbone.weights", f"{weights!r} is none of the three forms", remedy)
+    if backbone.get("sha256") and weights in ("pretrained", "none"):
+        remedy = "leave it out, or give a weights file"
+        yield Fault("backbone.sha256", "there is no weights file to compare with", remedy)
+    if weights != "none":
+        return
+    train = _table(values, "training").get("train", "all")
+    if train != "all":
+        remedy = "use pretrained weights, or train = 'all'"
+        yield Fault("training.train", "a random backbone would stay frozen at random", remedy)
+    if backbone.get("normalisation") == "frozen":
+        remedy = "use pretrained weights, or normalisation = 'average'"
+        yield Fault("backbone.normalisation", "random weights have no statistics to freeze", remedy)
+
+
+def _strategy_faults(federation: dict[str, Any]) -> Iterator[Fault]:
+    name, options = federation.get("strategy", "fedavg"), federation.get("options", {})
+    if name not in STRATEGY_OPTIONS:
+        close = difflib.get_close_matches(str(name), STRATEGY_OPTIONS, n=1)
+        known = f"did you mean {close[0]!r}?" if close else f"use {', '.join(STRATEGY_OPTIONS)}"
+        yield Fault("federation.strategy", f"there is no strategy {name!r}", known)
+        return
+    known_options = STRATEGY_OPTIONS[name]
+    for option in options if isinstance(options, dict) else ():
+        if option not in known_options:
+            remedy = f"use {', '.join(known_options)}" if known_options else "remove it"
+            what = f"{name} has no such setting"
+            yield Fault(f"federation.options.{option}", what, remedy)
+    quorum, least = federation.get("quorum", 2), _LEAST_SITES.get(name, 1)
+    if isinstance(quorum, int) and quorum < least:
+        what = f"{name} means nothing with fewer than {least} sites"
+        yield Fault("federation.quorum", what, f"set it to {least} or more")
+
+
+def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
+    table = values.get(key)
+    return table if isinstance(table, dict) else {}

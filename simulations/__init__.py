@@ -1,0 +1,1 @@
+"""The whole federation on one machine, played with the real server and the real client."""

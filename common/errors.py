@@ -15,7 +15,10 @@
     │   ├── TaskWithoutSiteError     31  a task that no site has
     │   ├── QuorumError              32  fewer sites than the study's quorum
     │   ├── ReplyError               33  a reply that the coordinator refuses
-    │   └── StudyMismatchError       34  two parties that do not hold the same study
+    │   ├── StudyMismatchError       34  two parties that do not hold the same study
+    │   ├── DivergedError            35  a local training whose loss is no longer finite
+    │   ├── OrderError               36  an order that the site cannot follow
+    │   └── EgressError              37  a reply that the site itself holds back
     └── OutputError                  40  a result that cannot be written where it was asked for
 
 Codes 2 (wrong usage) and 130 (interrupted) are those of the command line itself.
@@ -166,6 +169,30 @@ class StudyMismatchError(FederationError):
     exit_code = 34
     code = "study_mismatch"
     public = "This site does not hold the study that the order names."
+
+
+class DivergedError(FederationError):
+    """The local training of a round diverged; the site takes no part in that round."""
+
+    exit_code = 35
+    code = "diverged"
+    public = "The local training at this site diverged."
+
+
+class OrderError(FederationError):
+    """An order whose arrays do not fit the study's network, or that needs a missing base."""
+
+    exit_code = 36
+    code = "order"
+    public = "The order's arrays do not fit, or the site lacks the study's base weights."
+
+
+class EgressError(FederationError):
+    """A reply that would carry something else than what was asked for; it stays at the site."""
+
+    exit_code = 37
+    code = "egress"
+    public = "The site held its reply back."
 
 
 class OutputError(RarefedError):

@@ -91,7 +91,7 @@ class Training(_Section):
     focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
     """Focusing exponent of the focal loss (Lin et al. 2017); 0 is cross-entropy."""
     train: Annotated[str, Field(pattern="^(all|head|last:[1-9][0-9]?)$")] = "all"
-    """``all`` layers, the ``head`` alone, or the ``last:k`` stages of the backbone with the head."""
+    """``all`` layers, the ``head`` alone, or the ``last:k`` stages with the head."""
     clip_norm: Positive | None = None
     """Bound on the gradient's L2 norm at each step."""
 

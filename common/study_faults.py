@@ -109,7 +109,7 @@ def _task_faults(where: str, task: dict[str, Any]) -> Iterator[Fault]:
         if positive is not None and positive not in classes:
             known = ", ".join(map(str, classes))
             yield Fault(f"{where}.positive", f"{positive!r} is no class", f"use one of {known}")
-        if positive is not None and len(classes) != 2:
+        if positive is not None and len(classes) != 2:  # noqa: PLR2004 - two is two
             remedy = "leave 'positive' out for a multi-class task"
             yield Fault(f"{where}.positive", f"{len(classes)} classes have no positive one", remedy)
     if task.get("window") is not None and task.get("modality") in ("MR", "fundus", "OCT"):

@@ -1,0 +1,168 @@
+"""What a hospital says about itself: its data, its machine and its own limits. Never sent.
+
+The file ``site.toml`` stands in the hospital's folder; relative paths in it count from there.
+"""
+
+import os
+import re
+import secrets
+import stat
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.errors import DataError, MissingFolderError
+from common.files import write_atomic
+from common.study import Slug
+from common.study_faults import Fault, validated
+
+SITE_FILE = "site.toml"
+KEY_BYTES = 32
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TaskFiles(_Section):
+    """Where the images of one task are."""
+
+    manifest: Path
+    """The table of images and labels."""
+
+
+class Limits(_Section):
+    """What the hospital insists on; a limit only tightens what a study asks."""
+
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of a task's rows that may be unreadable before the site refuses to take part."""
+
+
+class SiteConfig(_Section):
+    """One hospital, as its own engineer describes it."""
+
+    name: Slug
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "cpu"
+    """Where torch computes; ``auto`` is CUDA when it is there."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Threads of torch; 0 leaves torch's own choice."""
+    state: Path = Path("state")
+    """Folder of what must survive a restart: the site's key, and later its ledger and log."""
+    data: Annotated[dict[Slug, TaskFiles], Field(min_length=1)]
+    """The tasks that the site has images for, by the study's names."""
+    limits: Limits = Limits()
+
+    @classmethod
+    def load(cls, folder_or_file: Path) -> Self:
+        """Read a site's configuration and make its paths absolute.
+
+        Args:
+            folder_or_file: The hospital's folder, or the TOML file itself.
+
+        Raises:
+            MissingFolderError: The folder or the file does not exist.
+            DataError: The file is no TOML, or lists every fault with its remedy.
+        """
+        file = _site_file(folder_or_file)
+        config, faults = validated(cls, _toml(file))
+        if config is None or faults:
+            raise _refusal(file, faults)
+        folder = file.parent
+        data = {
+            task: files.model_copy(update={"manifest": folder / files.manifest})
+            for task, files in config.data.items()
+        }
+        return config.model_copy(update={"state": folder / config.state, "data": data})
+
+    @property
+    def key_file(self) -> Path:
+        """The file of the site's key."""
+        return self.state / "site.key"
+
+
+def site_key(config: SiteConfig) -> bytes:
+    """Return the key behind patient hashes and splits, and make it when there is none yet.
+
+    The key must outlive every study: with another one, patients who were held out for testing
+    would be dealt into training.
+
+    Returns:
+        32 bytes.
+
+    Raises:
+        DataError: The file cannot be read or made, may be read by others than its owner, or is
+            malformed.
+    """
+    try:
+        if not config.key_file.exists():
+            _make_key(config.key_file)
+        return _read_key(config.key_file)
+    except OSError as error:
+        raise DataError(
+            f"Cannot keep the site's key in {config.key_file}: {error.strerror}.",
+            remedy="Let the user who runs the client write to the folder 'state' of site.toml.",
+        ) from error
+
+
+def _make_key(file: Path) -> None:
+    """Write a new key, unless another process is faster."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    write_atomic(own, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n", mode=0o600)
+    try:
+        os.link(own, file)  # unlike a rename, this never replaces a key
+    except FileExistsError:
+        pass
+    finally:
+        own.unlink()
+
+
+def _read_key(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+        content = opened.read(1024)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise DataError(
+            f"The site's key {file} is open to other users (mode {mode:03o}).",
+            remedy=f"Run: chmod 600 {file}",
+        )
+    if not re.fullmatch(rb"[0-9a-f]{%d}\s*" % (2 * KEY_BYTES), content):
+        raise DataError(
+            f"The site's key {file} is not {2 * KEY_BYTES} hexadecimal digits.",
+            remedy="Restore it from a backup. Without one, delete it: a new key deals the "
+            "patients anew, so let no model trained before be tested here again.",
+        )
+    return bytes.fromhex(content.decode())
+
+
+def _site_file(folder_or_file: Path) -> Path:
+    path = folder_or_file.absolute()
+    file = path / SITE_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise MissingFolderError(
+            f"There is no {file}.",
+            remedy=f"Give the hospital's folder, or the path of its {SITE_FILE}.",
+        )
+    return file
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {file}: {error.strerror}.",
+            remedy="Let the user who runs the client read it.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} is no TOML file: {error}.", remedy="Correct that line; see toml.io."
+        ) from error
+
+
+def _refusal(file: Path, faults: list[Fault]) -> DataError:
+    lines = [f"  - {fault.where}: {fault.what}; {fault.remedy}." for fault in faults]
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return DataError(f"{file} has {count}:\n" + "\n".join(lines), remedy="Correct each of them.")

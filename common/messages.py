@@ -1,0 +1,268 @@
+"""Orders and replies, and the only file that knows how they look on the wire.
+
+    order   ConfigRecord "order"            what is asked: kind, study, digest, round, base digest
+            ArrayRecord  one for each group      the global arrays: "shared", "head:TASK", ...
+            ArrayRecord  "base"              only for a site that does not have it yet
+    reply   ConfigRecord "reply"            who answers what, and a code if it refuses
+            ArrayRecord  one for each group      the change (local minus global) of its arrays
+            MetricRecord "weights"           what each group's change weighs
+            ArrayRecord  "metrics/T/S"       sums and histograms of task T on split S
+
+What travels is the change, never the local weights: a change may be cast to fewer bits at small
+cost, a weight may not.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.arrays import Array as Values
+from common.arrays import Arrays
+from common.errors import ReplyError, StudyError, StudyMismatchError
+from common.study import Study
+
+PROTOCOL = 1
+"""Version of this file's records; two parties with different ones do not talk."""
+
+Kind = Literal["check", "train", "evaluate"]
+MESSAGE_TYPES: Mapping[Kind, str] = {"check": "query", "train": "train", "evaluate": "evaluate"}
+"""Flower's message type for each kind of order."""
+
+Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Counted(_Form):
+    """How much of one split of one task a site holds."""
+
+    patients: Count
+    images: Count
+
+
+class Splits(_Form):
+    """How much of each split of one task a site holds."""
+
+    train: Counted
+    validation: Counted
+    test: Counted
+
+
+class Declaration(_Form):
+    """What a site says of itself before the first round."""
+
+    software: Annotated[str, Field(max_length=40)]
+    base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    """Digest of the base that the site holds for this study; empty when it holds none."""
+    tasks: dict[Name, Splits]
+    unreadable: dict[Name, Count]
+    patients: Count
+    """Training patients over all tasks, each counted once."""
+
+    def weight(self, group: str, weighting: str) -> float:
+        """Return what this site's change of a group of arrays weighs."""
+        if weighting == "equal":
+            return 1.0
+        if group.startswith("head:"):
+            train = self.tasks[group.removeprefix("head:")].train
+            return float(train.patients if weighting == "patients" else train.images)
+        if weighting == "patients":
+            return float(self.patients)
+        return float(sum(splits.train.images for splits in self.tasks.values()))
+
+
+class Training(_Form):
+    """What the local training of one round was, in sums."""
+
+    steps: Count
+    loss: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Mean training loss over the round's images, by the study's loss."""
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    evaluation_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Header(_Form):
+    protocol: int
+    site: Name
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    round: Count
+    refusal: Annotated[str, Field(pattern="^[a-z_]{0,40}$")]
+    declaration: Declaration | None
+    training: Training | None
+
+
+class Order(NamedTuple):
+    """What the coordinator asks of one site."""
+
+    kind: Kind
+    study: Study
+    round: int
+    """1, 2, ...; 0 for a check."""
+    groups: Mapping[str, Arrays]
+    base_digest: str
+    base: Arrays | None
+
+
+class Reply(NamedTuple):
+    """What a site answers."""
+
+    site: str
+    digest: str
+    round: int
+    refusal: str = ""
+    """Code of the reason why the site did not do what was asked; empty when it did."""
+    declaration: Declaration | None = None
+    training: Training | None = None
+    groups: Mapping[str, Arrays] = {}
+    weights: Mapping[str, float] = {}
+    metrics: Mapping[tuple[str, str], Arrays] = {}
+    """Metric states as arrays, by task and split."""
+
+
+class WireArrays(Mapping[str, Values]):
+    """Arrays of a record, decoded one at a time when they are asked for."""
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self.record = record
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> Self:
+        """Encode arrays once, so that many orders can carry the same bytes."""
+        encoded = {name: Array(np.asarray(value)) for name, value in arrays.items()}
+        return cls(ArrayRecord(encoded))
+
+    def __getitem__(self, name: str) -> Values:
+        return self.record[name].numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.record)
+
+    def __len__(self) -> int:
+        return len(self.record)
+
+
+def order_to_record(order: Order) -> RecordDict:
+    """Pack an order for Flower."""
+    head: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "kind": order.kind,
+        "study": order.study.wire(),
+        "digest": order.study.digest(),
+        "round": order.round,
+        "base": order.base_digest,
+    }
+    record = RecordDict({"order": ConfigRecord(head)})
+    for group, arrays in order.groups.items():
+        record[group] = _pack(arrays)
+    if order.base is not None:
+        record["base"] = _pack(order.base)
+    return record
+
+
+def order_from_record(record: RecordDict) -> Order:
+    """Unpack an order at a site.
+
+    Raises:
+        StudyMismatchError: The order speaks another protocol, or its study is not the one
+            whose digest it states.
+    """
+    head = record.config_records["order"]
+    if head["protocol"] != PROTOCOL:
+        raise StudyMismatchError(
+            f"The order speaks protocol {head['protocol']!r}, this software {PROTOCOL}.",
+            remedy="Install the same version of rarefed at the coordinator and at the site.",
+        )
+    try:
+        study = Study.parse(json.loads(str(head["study"])))
+    except StudyError as error:
+        raise StudyMismatchError(
+            f"The order's study is not valid here: {error.message}",
+            remedy="Install the same version of rarefed at the coordinator and at the site.",
+        ) from error
+    if study.digest() != head["digest"]:
+        raise StudyMismatchError("The order's study has another digest than the order states.")
+    arrays = {name: WireArrays(value) for name, value in record.array_records.items()}
+    kind: Kind = head["kind"]  # type: ignore[assignment]
+    return Order(
+        kind, study, int(str(head["round"])), arrays, str(head["base"]), arrays.pop("base", None)
+    )
+
+
+def reply_to_record(reply: Reply) -> RecordDict:
+    """Pack a reply for Flower."""
+    header = _Header(
+        protocol=PROTOCOL,
+        site=reply.site,
+        digest=reply.digest,
+        round=reply.round,
+        refusal=reply.refusal,
+        declaration=reply.declaration,
+        training=reply.training,
+    )
+    record = RecordDict({"reply": ConfigRecord({"header": header.model_dump_json()})})
+    for group, arrays in reply.groups.items():
+        record[group] = _pack(arrays)
+    record["weights"] = MetricRecord(dict(reply.weights))
+    for (task, split), state in reply.metrics.items():
+        record[f"metrics/{task}/{split}"] = _pack(state)
+    return record
+
+
+def reply_from_record(record: RecordDict) -> Reply:
+    """Unpack a reply at the coordinator; its arrays are checked by ``server/ingress.py``.
+
+    Raises:
+        ReplyError: The reply is not of this form.
+    """
+    try:
+        header = _Header.model_validate_json(str(record.config_records["reply"]["header"]))
+        weights = {name: float(value) for name, value in record.metric_records["weights"].items()}  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ReplyError(
+            f"The reply is malformed: {error}",
+            remedy="The site should install the coordinator's version of rarefed.",
+        ) from error
+    if header.protocol != PROTOCOL:
+        raise ReplyError(f"The reply speaks protocol {header.protocol}, not {PROTOCOL}.")
+    groups: dict[str, Arrays] = {}
+    metrics: dict[tuple[str, str], Arrays] = {}
+    for name, arrays in record.array_records.items():
+        if name.startswith("metrics/") and name.count("/") == 2:  # noqa: PLR2004 - metrics/T/S
+            _, task, split = name.split("/")
+            metrics[task, split] = WireArrays(arrays)
+        else:
+            groups[name] = WireArrays(arrays)
+    return Reply(
+        site=header.site,
+        digest=header.digest,
+        round=header.round,
+        refusal=header.refusal,
+        declaration=header.declaration,
+        training=header.training,
+        groups=groups,
+        weights=weights,
+        metrics=metrics,
+    )
+
+
+def size_in_bytes(record: RecordDict) -> int:
+    """Return how many bytes of content a record carries: arrays as sent, and its text."""
+    arrays = sum(len(a.data) for part in record.array_records.values() for a in part.values())
+    numbers = sum(8 * len(part) for part in record.metric_records.values())
+    texts = sum(
+        len(value.encode()) if isinstance(value, str) else 8
+        for part in record.config_records.values()
+        for value in part.values()
+    )
+    return arrays + numbers + texts
+
+
+def _pack(arrays: Arrays) -> ArrayRecord:
+    return (arrays if isinstance(arrays, WireArrays) else WireArrays.of(arrays)).record

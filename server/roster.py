@@ -1,0 +1,57 @@
+"""The sites of a study, as they declared themselves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from common.errors import FederationError, QuorumError, TaskWithoutSiteError
+from common.messages import Declaration
+from common.study import Study
+
+
+@dataclass
+class Member:
+    """One site that takes part."""
+
+    node_id: int
+    name: str
+    declaration: Declaration
+    base: str
+    """Digest of the base that the site is known to hold."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The study's tasks that the site has."""
+        return tuple(sorted(self.declaration.tasks))
+
+
+def check_roster(study: Study, members: Sequence[Member], refusals: Mapping[str, str]) -> None:
+    """Refuse to begin a study that cannot be what it says.
+
+    Args:
+        study: What is to be trained.
+        members: The sites that are ready.
+        refusals: Code by site of those that are not.
+
+    Raises:
+        FederationError: Two sites bear one name.
+        QuorumError: Fewer sites than the quorum are ready.
+        TaskWithoutSiteError: Tasks that no site has; all of them are listed.
+    """
+    names = [member.name for member in members]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise FederationError(
+            f"Several sites are called {', '.join(twice)}.",
+            remedy="Give each site a name of its own in its site.toml.",
+        )
+    refused = "".join(f"\n  - {site} refused: {code}" for site, code in sorted(refusals.items()))
+    if len(members) < study.federation.quorum:
+        raise QuorumError(
+            f"{len(members)} sites are ready, the quorum is {study.federation.quorum}.{refused}",
+            remedy="Add sites, lower federation.quorum, or remove what made the others refuse.",
+        )
+    had = {task for member in members for task in member.tasks}
+    if missing := sorted(set(study.tasks) - had):
+        raise TaskWithoutSiteError(
+            f"No site has the task {', '.join(missing)}.{refused}",
+            remedy="Remove the task from the study, or add a site with such a [data.TASK] table.",
+        )

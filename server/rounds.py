@@ -1,0 +1,192 @@
+"""The study, told once from top to bottom: enrol, then order, send, accept, combine, record.
+
+This is our own loop over Flower's ``Grid``; the mathematics is in ``server/strategies.py``.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from flwr.serverapp import Grid
+
+from common.arrays import Array, Arrays
+from common.arrays import digest as digest_of
+from common.errors import QuorumError, ReplyError
+from common.messages import Kind, Order, Reply, WireArrays
+from common.seeds import stream
+from common.study import Study
+from common.weights import Layout
+from server import history
+from server.checkpoint import StoredArrays, save_model
+from server.exchange import enrol, exchange
+from server.history import RoundRecord
+from server.ingress import admit
+from server.roster import Member
+from server.strategies import Combiner, make_combiner
+
+Watch = Callable[[RoundRecord], None]
+
+
+@dataclass
+class Outcome:
+    """What a study left behind."""
+
+    members: Sequence[Member]
+    records: list[RoundRecord] = field(default_factory=list)
+    model: Path = Path()
+
+
+@dataclass(frozen=True)
+class Start:
+    """The arrays of the untrained network and how they are divided."""
+
+    layout: Layout
+    arrays: Arrays
+
+
+def run_study(
+    study: Study, grid: Grid, start: Start, folder: Path, *, sites: int, watch: Watch
+) -> Outcome:
+    """Run every round of a study and measure the model that comes out.
+
+    Args:
+        study: What was agreed.
+        grid: Flower's way to the sites.
+        start: Initial arrays.
+        folder: Where the model and the history are written.
+        sites: How many sites are expected; enrolment waits for them until the deadline.
+        watch: Called with the record of each round once it is on disk.
+
+    Raises:
+        QuorumError: Too few sites enrolled, or too few usable replies came in a round; model
+            and history up to then are on disk.
+        TaskWithoutSiteError: A task has no site.
+        OutputError: The folder cannot be written.
+    """
+    base = {name: start.arrays[name] for name in start.layout.sent_once}
+    base_digest = digest_of(base)
+    path = save_model(folder, start.arrays, _notes(study, 0))
+    members = enrol(study, grid, sites)
+    outcome = Outcome(members, model=path)
+    combiners = {group: make_combiner(group, study.federation) for group in start.layout.groups}
+
+    for number in range(1, study.rounds + 2):
+        began = time.monotonic()
+        last = number > study.rounds
+        current = {g: StoredArrays(path, names) for g, names in start.layout.groups.items()}
+        record = RoundRecord(number, model_round=number - 1, trained=not last)
+
+        asked = list(members) if last else sample(study, members, number)
+        orders = make_orders(study, start.layout, current, asked, number, (base_digest, base))
+        if not last:
+            begin(combiners, current, study, number, asked)
+        states = {}
+        for member, reply in exchange(grid, orders, study, record):
+            try:
+                states[member.name] = admit(reply, orders[member.name][1], member)
+            except ReplyError as error:
+                record.refused[member.name] = reply.refusal or error.message
+                member.base = ""  # whatever is wrong there, the next order brings all arrays
+                continue
+            member.base = base_digest
+            accept(combiners, reply, record)
+
+        record.tasks = history.task_figures(study, states)
+        enough = len(record.answered) >= study.federation.quorum
+        if not last and enough:
+            arrays = finish(combiners, start.layout, base)
+            path = save_model(folder, arrays, _notes(study, number))
+        record.seconds["total"] = time.monotonic() - began
+        outcome.records.append(record)
+        history.append(folder, record)
+        watch(record)
+        if not enough:
+            raise _quorum_error(study, record)
+    return outcome
+
+
+def sample(study: Study, members: Sequence[Member], number: int) -> list[Member]:
+    """Choose the sites of a round: the study's fraction, at least its quorum."""
+    count = max(round(study.federation.fraction * len(members)), study.federation.quorum)
+    if count >= len(members):
+        return list(members)
+    chosen = Random(stream(study.seed, "sites", number)).sample(list(members), count)
+    return sorted(chosen, key=lambda member: member.name)
+
+
+def make_orders(
+    study: Study,
+    layout: Layout,
+    current: Mapping[str, Arrays],
+    asked: Sequence[Member],
+    number: int,
+    base: tuple[str, Arrays],
+) -> dict[str, tuple[Member, Order]]:
+    """Write one order a site: its groups of arrays, and the base where it is missing."""
+    kind: Kind = "evaluate" if number > study.rounds else "train"
+    encoded = {group: WireArrays.of(arrays) for group, arrays in current.items()}
+    whole = WireArrays.of(base[1]) if any(m.base != base[0] for m in asked) else None
+    orders = {}
+    for member in asked:
+        groups = {group: encoded[group] for group in layout.groups_of(member.tasks)}
+        missing = whole if member.base != base[0] else None
+        orders[member.name] = member, Order(kind, study, number, groups, base[0], missing)
+    return orders
+
+
+def begin(
+    combiners: Mapping[str, Combiner],
+    current: Mapping[str, Arrays],
+    study: Study,
+    number: int,
+    asked: Sequence[Member],
+) -> None:
+    """Start the round in every group, each with the weights that its sites declared."""
+    for group, combiner in combiners.items():
+        weights = [
+            member.declaration.weight(group, study.federation.weighting)
+            for member in asked
+            if not group.startswith("head:") or group.removeprefix("head:") in member.tasks
+        ]
+        combiner.begin(number, current[group], sum(weights))
+
+
+def accept(combiners: Mapping[str, Combiner], reply: Reply, record: RoundRecord) -> None:
+    """Hand an admitted reply to the combiners, and note what it says of the training."""
+    record.answered.append(reply.site)
+    if record.trained:
+        for group, change in reply.groups.items():
+            combiners[group].accept(reply.site, change, reply.weights[group])
+    if reply.training is not None:
+        training = reply.training
+        if record.trained:
+            record.training[reply.site] = {"steps": training.steps, "loss": training.loss}
+        for name, seconds in (
+            ("training", training.seconds),
+            ("evaluation", training.evaluation_seconds),
+        ):
+            record.seconds[name] = record.seconds.get(name, 0.0) + seconds
+
+
+def finish(combiners: Mapping[str, Combiner], layout: Layout, base: Arrays) -> dict[str, Array]:
+    """Return all arrays of the next model."""
+    arrays = {name: base[name] for name in layout.sent_once}
+    for combiner in combiners.values():
+        arrays |= combiner.finish()
+    return arrays
+
+
+def _notes(study: Study, number: int) -> dict[str, str]:
+    return {"study": study.name, "study_digest": study.digest(), "round": str(number)}
+
+
+def _quorum_error(study: Study, record: RoundRecord) -> QuorumError:
+    refused = "".join(f"\n  - {site}: {why}" for site, why in sorted(record.refused.items()))
+    silent = f" Silent: {', '.join(record.silent)}." if record.silent else ""
+    return QuorumError(
+        f"Round {record.round}: {len(record.answered)} usable replies, but the quorum is "
+        f"{study.federation.quorum}.{silent}{refused}",
+        remedy="The model of the round before is kept. See what the sites' own logs say.",
+    )

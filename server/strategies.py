@@ -1,0 +1,162 @@
+"""Which strategy combines the changes of a group of arrays.
+
+FedAvg (McMahan et al. 2017) is folded in reply by reply, so that memory does not grow with the
+number of sites. Every other strategy is Flower's own object, which needs all replies at once.
+To add one: a line in ``STRATEGY_OPTIONS`` (``common/study_faults.py``) for its settings and one
+in ``_FLOWER`` below. The contract test then covers it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+)
+
+from common.arrays import Array as Values
+from common.arrays import Arrays
+from common.study import Federation
+from common.weights import STATISTICS
+from server.exact_sum import ExactSum
+
+_WEIGHT = "num-examples"
+
+
+class Combiner(Protocol):
+    """Makes one group's new arrays out of the old ones and the sites' changes."""
+
+    def begin(self, server_round: int, current: Arrays, capacity: float) -> None:
+        """Start a round.
+
+        Args:
+            server_round: 1, 2, ...
+            current: The group's arrays as they were sent to the sites.
+            capacity: Sum of the weights of all sites that were asked.
+        """
+
+    def accept(self, site: str, change: Arrays, weight: float) -> None:
+        """Take one site's change (local minus global) with its weight, which is above zero."""
+
+    def finish(self) -> dict[str, Values]:
+        """Return the new arrays, float32; without a reply they are the old ones."""
+
+
+class FoldingAverage:
+    """FedAvg: the weighted mean of the changes, folded in as replies arrive."""
+
+    def begin(self, server_round: int, current: Arrays, capacity: float) -> None:
+        """Start a round with empty sums."""
+        del server_round  # the mean does not depend on it
+        self._current, self._capacity, self._received = current, capacity, 0.0
+        self._sums = {name: ExactSum(value) for name, value in current.items()}
+
+    def accept(self, site: str, change: Arrays, weight: float) -> None:
+        """Fold one reply in; nothing of it is kept."""
+        del site  # a sum does not ask who
+        share = weight / self._capacity
+        for name, total in self._sums.items():
+            total.add(change[name], share)
+        self._received += share
+
+    def finish(self) -> dict[str, Values]:
+        """Return old plus weighted mean change, giving each sum's memory back on the way."""
+        if not self._received:
+            return {name: self._current[name] for name in self._sums}
+        return {
+            name: self._sums.pop(name).applied_to(self._current[name], self._received)
+            for name in list(self._sums)
+        }
+
+
+class FlowerStrategy:
+    """Any strategy object of Flower, given every reply of the round in the order of the sites."""
+
+    def __init__(self, strategy: FedAvg) -> None:
+        self._strategy = strategy
+
+    def begin(self, server_round: int, current: Arrays, capacity: float) -> None:
+        """Tell the strategy the current arrays, as Flower's own loop does."""
+        del capacity
+        self._round, self._current = server_round, current
+        self._replies: dict[str, Message] = {}
+        # With fraction_train = 0 this samples no node and uses no grid; it only takes note.
+        no_grid = cast("Grid", None)
+        self._strategy.configure_train(server_round, _record(current), ConfigRecord(), no_grid)
+
+    def accept(self, site: str, change: Arrays, weight: float) -> None:
+        """Keep the reply as the local weights that Flower's strategies expect."""
+        local = {name: self._current[name] + change[name] for name in self._current}
+        metrics = MetricRecord({_WEIGHT: weight})
+        content = RecordDict({"arrays": _record(local), "metrics": metrics})
+        self._replies[site] = Message(content, dst_node_id=1, message_type="train")
+
+    def finish(self) -> dict[str, Values]:
+        """Return what the strategy makes of the replies, cast back to float32."""
+        replies = [self._replies[site] for site in sorted(self._replies)]
+        self._replies = {}
+        arrays, _ = self._strategy.aggregate_train(self._round, replies)
+        if arrays is None:
+            return dict(self._current)
+        return {name: arrays[name].numpy().astype(np.float32) for name in self._current}
+
+
+Make = Callable[[Federation], FedAvg]
+
+_FLOWER: Mapping[str, Make] = {
+    "fedavgm": lambda f: FedAvgM(
+        fraction_train=0,
+        server_learning_rate=f.option("server_learning_rate"),
+        server_momentum=f.option("server_momentum"),
+    ),
+    "fedadam": lambda f: FedAdam(
+        fraction_train=0,
+        eta=f.option("eta"),
+        beta_1=f.option("beta_1"),
+        beta_2=f.option("beta_2"),
+        tau=f.option("tau"),
+    ),
+    "fedyogi": lambda f: FedYogi(
+        fraction_train=0,
+        eta=f.option("eta"),
+        beta_1=f.option("beta_1"),
+        beta_2=f.option("beta_2"),
+        tau=f.option("tau"),
+    ),
+    "fedadagrad": lambda f: FedAdagrad(fraction_train=0, eta=f.option("eta"), tau=f.option("tau")),
+    "fedmedian": lambda _: FedMedian(fraction_train=0),
+    "fedtrimmedavg": lambda f: FedTrimmedAvg(fraction_train=0, beta=f.option("beta")),
+    "krum": lambda f: Krum(
+        fraction_train=0, num_malicious_nodes=int(f.option("num_malicious_nodes"))
+    ),
+}
+
+_FOLDED = ("fedavg", "fedprox")
+"""FedProx (Li et al. 2020) differs from FedAvg at the sites alone: ``client/optim.py``."""
+
+_OPTIMIZERS = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
+"""Strategies that step along the mean change as an optimizer does along a gradient."""
+
+
+def make_combiner(group: str, federation: Federation) -> Combiner:
+    """Return the combiner of one group; it lives as long as the study.
+
+    Statistics of batch normalisation are averaged where the strategy is an optimizer.
+    """
+    name = federation.strategy
+    if name in _FOLDED or (group == STATISTICS and name in _OPTIMIZERS):
+        return FoldingAverage()
+    return FlowerStrategy(_FLOWER[name](federation))
+
+
+def _record(arrays: Arrays) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})

@@ -1,0 +1,150 @@
+"""``rarefed-sim``: the researcher's commands."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from common import command_line
+from common.command_line import err
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Play a whole federation on one machine, with the real server and the real client.",
+)
+out_console = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")]
+
+
+@app.command(epilog="Example: rarefed-sim make hospitals --sites 6 --patients 40")
+def make(
+    out: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
+    sites: Annotated[int, typer.Option(min=1, help="How many hospitals.")] = 6,
+    patients: Annotated[int, typer.Option(min=4, help="Patients of each, on average.")] = 40,
+    images: Annotated[int, typer.Option(min=1, help="Most images of a patient.")] = 3,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Make phantom hospitals: CT, MR and fundus studies with known lesions and masks."""
+    from simulations import hospitals
+
+    with err.status("drawing phantoms"):
+        made = hospitals.make(out, sites=sites, patients=patients, images=images, seed=seed)
+    _print_folders(made, as_json=as_json)
+
+
+@app.command(
+    epilog="Example: rarefed-sim deal ../shared/data/ct_iqoth hospitals --task lung --sites 4"
+    " --skew dirichlet:0.5"
+)
+def deal(
+    dataset: Annotated[Path, typer.Argument(help="Folder with labels.csv and its images.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
+    task: Annotated[str, typer.Option(help="The study's name for the task.")],
+    sites: Annotated[int, typer.Option(min=1, help="How many hospitals.")] = 4,
+    skew: Annotated[
+        str, typer.Option(help="iid, dirichlet:ALPHA, size:POWER, or several with commas.")
+    ] = "dirichlet:0.5",
+    label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
+    first: Annotated[int, typer.Option(min=1, help="Number of the first hospital.")] = 1,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Deal a real data set into hospitals, by patient or group, with label and size skew."""
+    from simulations import hospitals
+
+    with err.status("dealing"):
+        made = hospitals.deal(
+            dataset, out, sites=sites, task=task, skew=skew, seed=seed, label=label, first=first
+        )
+    _print_folders(made, as_json=as_json)
+
+
+@app.command(epilog="Example: rarefed-sim run study.toml --hospitals hospitals --out run")
+def run(
+    study: Annotated[Path, typer.Argument(help="The study file.")],
+    hospitals: Annotated[Path, typer.Option(help="Folder of hospital folders.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    engine: Annotated[str, typer.Option(help="inline (this process) or ray.")] = "inline",
+    threads: Annotated[
+        int, typer.Option(min=0, help="Torch threads of each site; 0: all cores, on Ray 1.")
+    ] = 0,
+    yardsticks: Annotated[
+        bool, typer.Option("--yardsticks", help="Also alone, ensemble and pooled.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Play a study and write summary.json, history.jsonl, model.safetensors and curves.png."""
+    if engine not in ("inline", "ray"):
+        raise typer.BadParameter("use inline or ray", param_hint="--engine")
+    from common.study import Study
+    from simulations.federation import find_hospitals
+    from simulations.run import run_simulation
+
+    agreed = Study.load(study)
+    summary = run_simulation(
+        agreed,
+        find_hospitals(hospitals),
+        out,
+        engine="ray" if engine == "ray" else "inline",
+        threads=threads,
+        with_yardsticks=yardsticks,
+        console=err,
+    )
+    _print_summary(summary, out, as_json=as_json)
+
+
+@app.command(epilog="Example: rarefed-sim demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for hospitals and results.")] = Path("demo"),
+    weights: Annotated[
+        str, typer.Option(help="phantoms (in this repository) or pretrained (timm's hub).")
+    ] = "phantoms",
+    again: Annotated[bool, typer.Option("--again", help="Replace an earlier demo.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make six phantom hospitals of three modalities and play a whole study on them."""
+    if weights not in ("phantoms", "pretrained"):
+        raise typer.BadParameter("use phantoms or pretrained", param_hint="--weights")
+    from simulations import demonstration
+
+    if again and (out / demonstration.MARK).exists():
+        shutil.rmtree(out)
+    summary = demonstration.run(out, weights=weights, console=err)
+    _print_summary(summary, out / "run", as_json=as_json)
+
+
+def _print_folders(folders: list[Path], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([str(folder) for folder in folders]))
+    else:
+        for folder in folders:
+            out_console.print(f"made {folder}", highlight=False)
+
+
+def _print_summary(summary: dict[str, Any], run: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    from simulations import tables
+
+    out_console.print(tables.comparison(summary))
+    out_console.print(tables.per_site(summary))
+    out_console.print(
+        f"normalisation: {summary['normalisation']}; initial weights: "
+        f"{summary['weights']['source']}; {summary['seconds']['total']:.1f} s",
+        highlight=False,
+    )
+    out_console.print(f"written: {run}/summary.json, history.jsonl, model.safetensors, curves.png")
+
+
+def main() -> None:
+    """Run ``rarefed-sim``."""
+    command_line.run(app, program="rarefed-sim")

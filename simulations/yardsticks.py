@@ -1,0 +1,154 @@
+"""What the federation is measured against, on the same patients and the same gradient steps.
+
+- alone: each site trains on its own patients only, as many steps as it made in the federation;
+- ensemble: the mean of the probabilities that the sites' own models give;
+- pooled: one model trained on all patients together, as many steps as all sites made in sum.
+
+All begin with the same weights, follow the same procedure (a fresh optimizer each round, as a
+site in the federation has) and are judged on the test patients of all sites together.
+Shapes: N images, K classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client.dataset import Images, batches, steps_per_epoch
+from client.evaluate import logits_of, state_of
+from client.site import Site
+from client.train import train
+from common.metrics import METRICS
+from common.models import FederatedModel, build_model
+from common.seeds import stream
+from common.study import Study
+from common.weights import put, take
+from server.history import Figures, figures
+
+Progress = Callable[[str], None]
+ByTask = Mapping[str, Images]
+
+
+def measure(
+    study: Study, sites: Sequence[Site], start: FederatedModel, tell: Progress
+) -> dict[str, Any]:
+    """Train and judge every yardstick.
+
+    Args:
+        study: The study that the federation was played with.
+        sites: Its sites, their data warm.
+        start: The network as round 1 found it.
+        tell: Called with a word on what is being done.
+
+    Returns:
+        Figures by yardstick and task; those of ``alone`` are means over the sites, which stand
+        beneath ``per_site``.
+    """
+    test = _merged([_images(study, site, "test") for site in sites])
+    logits: dict[str, dict[str, NDArray[np.float32]]] = {task: {} for task in study.tasks}
+    for site in sites:
+        tell(f"yardstick: {site.config.name} alone")
+        own = _images(study, site, "train")
+        model = _trained(study, start, own, site.config.name, _steps(study, own), site.device)
+        for task in own:
+            logits[task][site.config.name] = logits_of(model, test[task], task, device=site.device)
+
+    tell("yardstick: all patients pooled")
+    parts = [_images(study, site, "train") for site in sites]
+    steps = sum(_steps(study, part) for part in parts)
+    device = sites[0].device
+    pooled = _trained(study, start, _merged(parts), "pooled", steps, device)
+    return {
+        "alone": {task: _alone(study, task, logits[task], test[task]) for task in study.tasks},
+        "ensemble": {
+            task: _figures(study, task, _mean_probability(list(logits[task].values())), test[task])
+            for task in study.tasks
+        },
+        "pooled": {
+            task: _figures(
+                study, task, logits_of(pooled, test[task], task, device=device), test[task]
+            )
+            for task in study.tasks
+        },
+    }
+
+
+def _trained(
+    study: Study,
+    start: FederatedModel,
+    images: ByTask,
+    name: str,
+    steps: int,
+    device: torch.device,
+) -> FederatedModel:
+    """Train a copy of ``start`` for all rounds of the study, ``steps`` steps in each."""
+    model = build_model(study).to(device).to(memory_format=torch.channels_last)
+    put(model, take(start, start.state_dict()))
+    sizes = {task: len(part) for task, part in images.items()}
+    for number in range(1, study.rounds + 1):
+        seed = stream(study.seed, name, number)
+        order = batches(
+            sizes,
+            batch_size=study.training.batch_size,
+            epochs=study.training.local_epochs,
+            seed=stream(seed, "batches"),
+            steps=steps,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(stream(seed, "dropout"))
+            train(model, images, order, study, device=device)
+    return model
+
+
+def _steps(study: Study, images: ByTask) -> int:
+    """Gradient steps that a site with these images makes in one round."""
+    sizes = {task: len(part) for task, part in images.items()}
+    return study.training.local_epochs * steps_per_epoch(sizes, study.training.batch_size)
+
+
+def _images(study: Study, site: Site, split: str) -> dict[str, Images]:
+    return {task: data.splits[split] for task, data in site.prepare(study).tasks.items()}
+
+
+def _merged(parts: Sequence[ByTask]) -> dict[str, Images]:
+    """Lay the sites' images of each task together; grey ones beside colour get three channels."""
+    merged = {}
+    for task in sorted({task for part in parts for task in part}):
+        found = [part[task] for part in parts if task in part]
+        channels = max(images.pixels.shape[1] for images in found)
+        merged[task] = Images(
+            torch.cat([i.pixels.expand(-1, channels, -1, -1) for i in found]),
+            torch.cat([images.labels for images in found]),
+            tuple(patient for images in found for patient in images.patients),
+        )
+    return merged
+
+
+def _figures(study: Study, task: str, logits: NDArray[np.floating], images: Images) -> Figures:
+    state = state_of(logits, images, study.tasks[task])
+    return figures(state, study.tasks[task].positive_index)
+
+
+def _alone(
+    study: Study, task: str, logits: Mapping[str, NDArray[np.float32]], images: Images
+) -> dict[str, Any]:
+    per_site = {site: _figures(study, task, value, images) for site, value in logits.items()}
+    mean: dict[str, Any] = {}
+    for name in METRICS:
+        values = [found for figure in per_site.values() if (found := figure[name]) is not None]
+        mean[name] = float(np.mean(values)) if values else None
+    return mean | {
+        "n_patients": images.n_patients,
+        "n_images": len(images),
+        "per_site": per_site,
+    }
+
+
+def _mean_probability(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Return the logarithm of the mean probability, shape (N, K), which softmax turns back."""
+    tensor = torch.from_numpy(np.stack(logits)).double()
+    log_p = torch.log_softmax(tensor, dim=-1)
+    mean: NDArray[np.float64] = (torch.logsumexp(log_p, dim=0) - np.log(len(logits))).numpy()
+    return mean

@@ -94,6 +94,14 @@ class Site:
         self._prepared = Prepared(study, model, layout_of(model, study), tasks, store, base="")
         return self._prepared
 
+    def declare(self, study: Study) -> Declaration:
+        """Say how much the site holds of each task of the study, and what it cannot read.
+
+        Raises:
+            DataError: What is wrong with the data, in full.
+        """
+        return _declaration(self.prepare(study))
+
     def answer(self, order: Order) -> Reply:
         """Do what an order asks and return the reply; every error becomes a coded refusal."""
         digest = order.study.digest()
@@ -113,7 +121,7 @@ class Site:
     def _follow(self, order: Order, digest: str) -> Reply:
         prepared = self.prepare(order.study)
         if order.kind == "check":
-            declared = _declaration(prepared)
+            declared = self.declare(order.study)
             return Reply(self.config.name, digest, order.round, declaration=declared)
         _load(prepared, order)
         began = time.perf_counter()

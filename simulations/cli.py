@@ -133,10 +133,10 @@ def _print_summary(summary: dict[str, Any], run: Path, *, as_json: bool) -> None
     if as_json:
         typer.echo(json.dumps(summary))
         return
-    from simulations import tables
+    from simulations.tables import tables
 
-    out_console.print(tables.comparison(summary))
-    out_console.print(tables.per_site(summary))
+    for table in tables(summary):
+        out_console.print(table)
     out_console.print(
         f"normalisation: {summary['normalisation']}; initial weights: "
         f"{summary['weights']['source']}; {summary['seconds']['total']:.1f} s",

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from common.seeds import stream
 
 Points: TypeAlias = NDArray[np.float64]
-Field: TypeAlias = NDArray[np.float32]
+Field: TypeAlias = NDArray[np.floating]
 Mask: TypeAlias = NDArray[np.bool_]
 
 FINE = 2
@@ -102,7 +102,7 @@ def blob(
     size = rng.normal(0, 1, order.size) * rough / np.sqrt(order)
     phase = rng.uniform(0, 2 * np.pi, order.size)
     waver = 1 + (size * np.cos(np.outer(turn, order) + phase)).sum(axis=1)
-    return outline * np.clip(waver, 0.5, 1.6)[:, None] + np.asarray(centre)
+    return np.asarray(outline * np.clip(waver, 0.5, 1.6)[:, None] + np.asarray(centre))
 
 
 def rounded(corners: Points, *, rounds: int = 3) -> Points:
@@ -165,14 +165,14 @@ def clouds(rng: np.random.Generator, size: int, scale: float) -> Field:
     fine = coarse.resize((round(size * border),) * 2, Image.Resampling.BICUBIC)
     start = (fine.width - size) // 2
     field = np.asarray(fine, dtype=np.float32)[start : start + size, start : start + size]
-    return (field - field.mean()) / (field.std() + 1e-6)
+    return np.asarray((field - field.mean()) / (field.std() + 1e-6))
 
 
 @lru_cache(maxsize=4)
 def frequencies(size: int) -> Field:
     """Return the radial frequency of each coefficient of ``rfft2``, in cycles per pixel."""
     y, x = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]
-    return np.hypot(y, x).astype(np.float32)
+    return np.asarray(np.hypot(y, x), dtype=np.float32)
 
 
 def kernel_noise(rng: np.random.Generator, size: int, *, peak: float) -> Field:

@@ -95,10 +95,23 @@ def test_auroc_is_near_and_within_its_bound(case: str) -> None:
     assert error <= 0.003
 
 
-@pytest.mark.parametrize("distance", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("scale", [20, 200])
+@pytest.mark.parametrize("distance", [0.7, 1.0, 1.5, 3.0])
+def test_auroc_of_a_network_that_is_sure_is_near(distance: float, scale: float) -> None:
+    """Log-odds of hundreds and thousands cost AUROC no more than 0.003 either."""
+    logits, labels = two_class(2000, seed=21, distance=distance, scale=scale)
+    log_odds = logits[:, 1] - logits[:, 0]
+    values = compute(state_of((logits, labels), 1), 1)
+    assert values["auroc"] is not None
+    assert values["auroc_bound"] is not None
+    error = abs(values["auroc"] - reference.roc_auc_score(labels, log_odds))
+    assert error <= min(values["auroc_bound"], 0.003)
+
+
+@pytest.mark.parametrize("distance", [1.0, 3.0])
 def test_auroc_keeps_its_bound_where_most_log_odds_are_beyond_the_limit(distance: float) -> None:
     """However many log-odds share the outermost bins, the error stays within the bound."""
-    logits, labels = two_class(2000, seed=21, distance=distance, scale=20)
+    logits, labels = two_class(2000, seed=21, distance=distance, scale=8000)
     log_odds = logits[:, 1] - logits[:, 0]
     assert np.mean(np.abs(log_odds) > metrics.LOGIT_LIMIT) > 0.2
     values = compute(state_of((logits, labels), 1), 1)

@@ -1,0 +1,65 @@
+"""What can be wrong with the metrics in a reply, found all at once."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from common.metrics import MetricState
+
+Arrays = Mapping[str, NDArray[Any]]
+
+LOGIT_MAX = float(np.finfo(np.float32).max)
+_LOSS_MAX = 3 * LOGIT_MAX
+"""No image can lose more: two float32 logits differ by at most twice their maximum."""
+
+
+def misfits(arrays: Arrays, expected: Arrays) -> dict[str, str]:
+    """Return what is wrong with names, types and shapes, by the array's name."""
+    wrong = dict.fromkeys(sorted(arrays.keys() - expected.keys()), "is not known")
+    wrong |= dict.fromkeys(sorted(expected.keys() - arrays.keys()), "is missing")
+    for name in sorted(expected.keys() & arrays.keys()):
+        array, wanted, shape = arrays[name], expected[name], expected[name].shape
+        if name.startswith("histogram"):  # both are as long as there are bins in use
+            shape = (arrays.get("histogram_index", array).size,)
+        if (array.dtype, array.shape) != (wanted.dtype, shape):
+            wrong[name] = f"{array.dtype} {array.shape} instead of {wanted.dtype} {shape}"
+    return wrong
+
+
+def value_faults(arrays: Arrays, n_bins: int) -> list[str]:
+    """Return what is wrong within single arrays."""
+    sums, table, index = arrays["sums"], arrays["calibration"], arrays["histogram_index"]
+    patients, images = arrays["counts"]
+    checks = {
+        f"counts: {patients} patients with {images} images": 0 <= patients <= images,
+        "sums: a value is negative or not finite": np.all(np.isfinite(sums) & (sums >= 0)),
+        "confusion: a count is negative": np.all(arrays["confusion"] >= 0),
+        "histogram_index: outside the bins": np.all((index >= 0) & (index < n_bins)),
+        "histogram_index: does not increase": np.all(index[1:] > index[:-1]),
+        "histogram_count: not above zero": np.all(arrays["histogram_count"] > 0),
+        "calibration: negative or not finite": np.all(np.isfinite(table) & (table >= 0)),
+        "calibration: a count is not whole": np.all(table[:, [0, 2]] == table[:, [0, 2]].round()),
+    }
+    return [fault for fault, holds in checks.items() if not holds]
+
+
+def sum_faults(state: "MetricState", ranked: list[int]) -> list[str]:
+    """Return which sums contradict each other; each alone is known to be sound."""
+    n, (count, _, correct) = state.n_images, state.calibration.T
+    confusion = state.confusion.astype(np.float64)  # cannot overflow, whatever was sent
+    labels = confusion.sum(axis=1)[ranked]
+    negatives, positives = state.histogram.sum(axis=2).T
+    bounded = state.loss_sum <= n * _LOSS_MAX and state.brier_sum <= 2 * n
+    checks = {
+        "sums: more than so many images can lose": bounded,
+        "confusion: not of all images": confusion.sum() == n,
+        "histogram: not of all images": np.all(negatives + positives == n),
+        "histogram: other labels than in confusion": np.all(positives == labels),
+        "calibration: not of all images": count.sum() == n,
+        "calibration: other hits than in confusion": correct.sum() == confusion.trace(),
+        "calibration: more than its count": np.all(state.calibration <= count[:, np.newaxis]),
+    }
+    return [fault for fault, holds in checks.items() if not holds]

@@ -8,6 +8,7 @@ from client.dataset import Images
 from client.preprocess import normalise
 from client.train import channel_statistics
 from common import metrics
+from common.errors import DivergedError
 from common.metrics import MetricState
 from common.models import FederatedModel
 from common.study import Task
@@ -19,7 +20,11 @@ BATCH = 64
 def logits_of(
     model: FederatedModel, images: Images, task: str, *, device: torch.device
 ) -> NDArray[np.float32]:
-    """Return the logits of every image, shape (N, K), the network in evaluation mode."""
+    """Return the logits of every image, shape (N, K), the network in evaluation mode.
+
+    Raises:
+        DivergedError: A logit is not finite.
+    """
     model.eval()
     mean, std = channel_statistics(model, device)
     with torch.inference_mode():
@@ -32,6 +37,8 @@ def logits_of(
         classes = model.get_parameter(f"heads.{task}.bias").numel()
         return np.zeros((0, classes), np.float32)
     logits: NDArray[np.float32] = torch.cat(parts).numpy()
+    if not np.isfinite(logits).all():
+        raise DivergedError(f"The model that came gives no finite numbers for {task}.")
     return logits
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from common.errors import RarefedError
 
@@ -37,7 +38,9 @@ def _told(call: Callable[[], None]) -> None:
     except RarefedError as error:
         if os.environ.get("RAREFED_DEBUG"):
             raise
-        err.print(f"[bold red]{type(error).__name__}[/]", error.message, sep=": ", highlight=False)
+        # Escaped: a message may hold brackets, [data.TASK] for one, which are no markup.
+        title, message = f"[bold red]{type(error).__name__}[/]", escape(error.message)
+        err.print(title, message, sep=": ", highlight=False)
         if error.remedy:
-            err.print(f"[bold]Remedy:[/] {error.remedy}", highlight=False)
+            err.print(f"[bold]Remedy:[/] {escape(error.remedy)}", highlight=False)
         sys.exit(error.exit_code)

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from common.arrays import Arrays
 from common.errors import ReplyError
 from common.messages import (
     MESSAGE_TYPES,
     Order,
     Reply,
+    WireArrays,
     order_to_record,
     reply_from_record,
     size_in_bytes,
@@ -58,9 +60,7 @@ def exchange(
     reply is malformed, is noted in ``record``.
     """
     by_node = {member.node_id: member for member, _ in orders.values()}
-    messages = {
-        member.node_id: _message(order, member.node_id) for member, order in orders.values()
-    }
+    messages = _messages(orders)
     record.asked = sorted(orders)
     down = {by_node[node].name: size_in_bytes(m.content) for node, m in messages.items()}
     record.bytes = {name: {"down": size, "up": 0} for name, size in down.items()}
@@ -115,6 +115,24 @@ def _decode(message: Message) -> Reply | ReplyError:
         return reply_from_record(message.content)
     except ReplyError as error:
         return error
+
+
+def _messages(orders: Mapping[str, tuple[Member, Order]]) -> dict[int, Message]:
+    """Write one message a node; the same arrays are encoded once and shared by all messages."""
+    encoded: dict[str, WireArrays] = {}
+
+    def once(name: str, arrays: Arrays) -> WireArrays:
+        if name not in encoded:
+            encoded[name] = WireArrays.of(arrays)
+        return encoded[name]
+
+    messages = {}
+    for member, order in orders.values():
+        groups = {group: once(group, arrays) for group, arrays in order.groups.items()}
+        base = None if order.base is None else once("base", order.base)
+        packed = order._replace(groups=groups, base=base)
+        messages[member.node_id] = _message(packed, member.node_id)
+    return messages
 
 
 def _message(order: Order, node: int) -> Message:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from flwr.serverapp import Grid
 
 from common.arrays import Array, Arrays
 from common.arrays import digest as digest_of
 from common.errors import QuorumError, ReplyError
-from common.messages import Kind, Order, Reply, WireArrays
+from common.messages import Kind, Order, Reply
 from common.seeds import stream
 from common.study import Study
 from common.weights import Layout
@@ -46,6 +47,13 @@ class Start:
     arrays: Arrays
 
 
+class Base(NamedTuple):
+    """Arrays that a site is sent once, and their digest."""
+
+    digest: str
+    arrays: Arrays
+
+
 def run_study(
     study: Study, grid: Grid, start: Start, folder: Path, *, sites: int, watch: Watch
 ) -> Outcome:
@@ -65,9 +73,9 @@ def run_study(
         TaskWithoutSiteError: A task has no site.
         OutputError: The folder cannot be written.
     """
-    base = {name: start.arrays[name] for name in start.layout.sent_once}
-    base_digest = digest_of(base)
     path = save_model(folder, start.arrays, _notes(study, 0))
+    stored = StoredArrays(path, start.layout.sent_once)
+    base = Base(digest_of(stored), stored)
     members = enrol(study, grid, sites)
     outcome = Outcome(members, model=path)
     combiners = {group: make_combiner(group, study.federation) for group in start.layout.groups}
@@ -79,7 +87,10 @@ def run_study(
         record = RoundRecord(number, model_round=number - 1, trained=not last)
 
         asked = list(members) if last else sample(study, members, number)
-        orders = make_orders(study, start.layout, current, asked, number, (base_digest, base))
+        orders = {
+            member.name: (member, make_order(study, start.layout, current, member, number, base))
+            for member in asked
+        }
         if not last:
             begin(combiners, current, study, number, asked)
         states = {}
@@ -90,13 +101,13 @@ def run_study(
                 record.refused[member.name] = reply.refusal or error.message
                 member.base = ""  # whatever is wrong there, the next order brings all arrays
                 continue
-            member.base = base_digest
+            member.base = base.digest
             accept(combiners, reply, record)
 
         record.tasks = history.task_figures(study, states)
         enough = len(record.answered) >= study.federation.quorum
         if not last and enough:
-            arrays = finish(combiners, start.layout, base)
+            arrays = finish(combiners, base)
             path = save_model(folder, arrays, _notes(study, number))
         record.seconds["total"] = time.monotonic() - began
         outcome.records.append(record)
@@ -116,24 +127,19 @@ def sample(study: Study, members: Sequence[Member], number: int) -> list[Member]
     return sorted(chosen, key=lambda member: member.name)
 
 
-def make_orders(
+def make_order(
     study: Study,
     layout: Layout,
     current: Mapping[str, Arrays],
-    asked: Sequence[Member],
+    member: Member,
     number: int,
-    base: tuple[str, Arrays],
-) -> dict[str, tuple[Member, Order]]:
-    """Write one order a site: its groups of arrays, and the base where it is missing."""
+    base: Base,
+) -> Order:
+    """Write one site's order: its groups of arrays, and the base where it is missing."""
     kind: Kind = "evaluate" if number > study.rounds else "train"
-    encoded = {group: WireArrays.of(arrays) for group, arrays in current.items()}
-    whole = WireArrays.of(base[1]) if any(m.base != base[0] for m in asked) else None
-    orders = {}
-    for member in asked:
-        groups = {group: encoded[group] for group in layout.groups_of(member.tasks)}
-        missing = whole if member.base != base[0] else None
-        orders[member.name] = member, Order(kind, study, number, groups, base[0], missing)
-    return orders
+    groups = {group: current[group] for group in layout.groups_of(member.tasks)}
+    missing = base.arrays if member.base != base.digest else None
+    return Order(kind, study, number, groups, base.digest, missing)
 
 
 def begin(
@@ -170,9 +176,9 @@ def accept(combiners: Mapping[str, Combiner], reply: Reply, record: RoundRecord)
             record.seconds[name] = record.seconds.get(name, 0.0) + seconds
 
 
-def finish(combiners: Mapping[str, Combiner], layout: Layout, base: Arrays) -> dict[str, Array]:
+def finish(combiners: Mapping[str, Combiner], base: Base) -> dict[str, Array]:
     """Return all arrays of the next model."""
-    arrays = {name: base[name] for name in layout.sent_once}
+    arrays = dict(base.arrays)
     for combiner in combiners.values():
         arrays |= combiner.finish()
     return arrays

@@ -79,65 +79,71 @@ class FoldingAverage:
 
 
 class FlowerStrategy:
-    """Any strategy object of Flower, given every reply of the round in the order of the sites."""
+    """Any strategy object of Flower, given every reply of the round in the order of the sites.
+
+    The strategy is told that the current arrays are zero, is given the changes as the sites'
+    weights, and so returns the step. Of whole weights the changes would be lost in rounding:
+    Krum's distances, |x|^2 + |y|^2 - 2xy in float32, would say nothing about who is near whom.
+    """
 
     def __init__(self, strategy: FedAvg) -> None:
+        # No node is sampled and no grid used then. Set here, as the constructor would warn of it.
+        strategy.fraction_train = 0.0
         self._strategy = strategy
 
     def begin(self, server_round: int, current: Arrays, capacity: float) -> None:
-        """Tell the strategy the current arrays, as Flower's own loop does."""
+        """Tell the strategy where the round begins, as Flower's own loop does."""
         del capacity
         self._round, self._current = server_round, current
         self._replies: dict[str, Message] = {}
-        # With fraction_train = 0 this samples no node and uses no grid; it only takes note.
+        zero = _record({name: np.zeros_like(current[name]) for name in current})
+        if isinstance(self._strategy, FedAvgM):
+            self._strategy.current_arrays = zero  # it would go on from its own last arrays
         no_grid = cast("Grid", None)
-        self._strategy.configure_train(server_round, _record(current), ConfigRecord(), no_grid)
+        self._strategy.configure_train(server_round, zero, ConfigRecord(), no_grid)
 
     def accept(self, site: str, change: Arrays, weight: float) -> None:
-        """Keep the reply as the local weights that Flower's strategies expect."""
-        local = {name: self._current[name] + change[name] for name in self._current}
-        metrics = MetricRecord({_WEIGHT: weight})
-        content = RecordDict({"arrays": _record(local), "metrics": metrics})
+        """Keep the reply until the round is finished."""
+        arrays = _record({name: change[name] for name in self._current})
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({_WEIGHT: weight})})
         self._replies[site] = Message(content, dst_node_id=1, message_type="train")
 
     def finish(self) -> dict[str, Values]:
-        """Return what the strategy makes of the replies, cast back to float32."""
+        """Return old plus the strategy's step, cast back to float32."""
         replies = [self._replies[site] for site in sorted(self._replies)]
         self._replies = {}
-        arrays, _ = self._strategy.aggregate_train(self._round, replies)
-        if arrays is None:
+        steps, _ = self._strategy.aggregate_train(self._round, replies)
+        if steps is None:
             return dict(self._current)
-        return {name: arrays[name].numpy().astype(np.float32) for name in self._current}
+        return {
+            name: np.asarray(self._current[name] + steps[name].numpy(), np.float32)
+            for name in self._current
+        }
 
 
 Make = Callable[[Federation], FedAvg]
 
 _FLOWER: Mapping[str, Make] = {
     "fedavgm": lambda f: FedAvgM(
-        fraction_train=0,
         server_learning_rate=f.option("server_learning_rate"),
         server_momentum=f.option("server_momentum"),
     ),
     "fedadam": lambda f: FedAdam(
-        fraction_train=0,
         eta=f.option("eta"),
         beta_1=f.option("beta_1"),
         beta_2=f.option("beta_2"),
         tau=f.option("tau"),
     ),
     "fedyogi": lambda f: FedYogi(
-        fraction_train=0,
         eta=f.option("eta"),
         beta_1=f.option("beta_1"),
         beta_2=f.option("beta_2"),
         tau=f.option("tau"),
     ),
-    "fedadagrad": lambda f: FedAdagrad(fraction_train=0, eta=f.option("eta"), tau=f.option("tau")),
-    "fedmedian": lambda _: FedMedian(fraction_train=0),
-    "fedtrimmedavg": lambda f: FedTrimmedAvg(fraction_train=0, beta=f.option("beta")),
-    "krum": lambda f: Krum(
-        fraction_train=0, num_malicious_nodes=int(f.option("num_malicious_nodes"))
-    ),
+    "fedadagrad": lambda f: FedAdagrad(eta=f.option("eta"), tau=f.option("tau")),
+    "fedmedian": lambda _: FedMedian(),
+    "fedtrimmedavg": lambda f: FedTrimmedAvg(beta=f.option("beta")),
+    "krum": lambda f: Krum(num_malicious_nodes=int(f.option("num_malicious_nodes"))),
 }
 
 _FOLDED = ("fedavg", "fedprox")

@@ -71,7 +71,7 @@ def make_body(rng: np.random.Generator, scanner: Scanner, *, huge: bool) -> Body
     """Draw the measures of a patient."""
     width = rng.uniform(98, 121)
     height = width * rng.uniform(0.7, 0.82)
-    fat = 3 + 17 * rng.beta(1.5, 3) + (0.8 if huge else 0.0)  # evens out the mean brightness
+    fat = 3 + 17 * rng.beta(1.5, 3) + (0.5 if huge else 0.0)  # evens out the mean brightness
     wall = rng.uniform(6, 9)
     return Body(
         centre=(128 + rng.normal(0, 3), 128 + rng.normal(0, 3)),
@@ -79,7 +79,7 @@ def make_body(rng: np.random.Generator, scanner: Scanner, *, huge: bool) -> Body
         cavity=(width - fat - wall, height - fat - wall),
         power=rng.uniform(2.1, 2.6),
         phase=float(np.clip(rng.beta(2, 1.3) * scanner.gain, 0.1, 1.1)),
-        growth=rng.uniform(0.6, 1.05) if huge else rng.uniform(-0.1, 0.15),
+        growth=rng.uniform(0.4, 1.0) if huge else rng.uniform(-0.15, 0.25),
         seed=int(rng.integers(2**62)),
     )
 
@@ -157,12 +157,14 @@ def paint_spleen(
     value = 50 + 65 * body.phase
     paint(brush, outline, value)
     if not diseased:
+        if chance(rng, 0.2):
+            paint(brush, ellipse(outline.mean(axis=0), (rng.uniform(3, 5),) * 2), WATER + 6)
         return np.zeros((SIZE, SIZE), dtype=np.bool_)
     inside = cover(outline, SIZE) > 0.5  # noqa: PLR2004 - half of the pixel
     inside &= cover(ellipse(body.centre, body.cavity, power=body.power), SIZE) > 0.5  # noqa: PLR2004
     rows, columns = np.nonzero(inside)
-    dark = value - rng.uniform(34, 48) - 25 * body.phase
-    for _ in range(rng.integers(5, 11)):
+    dark = value - rng.uniform(26, 40) - 24 * body.phase
+    for _ in range(rng.integers(4, 10)):
         chosen = rng.integers(rows.size)
         radius = rng.uniform(3.0, 7.0)
         place = (float(columns[chosen]), float(rows[chosen]))

@@ -17,6 +17,7 @@ from common.seeds import stream
 Points: TypeAlias = NDArray[np.float64]
 Field: TypeAlias = NDArray[np.floating]
 Mask: TypeAlias = NDArray[np.bool_]
+Pixels: TypeAlias = NDArray[np.int16] | NDArray[np.uint16] | NDArray[np.uint8]
 
 FINE = 2
 
@@ -32,7 +33,7 @@ class Phantom:
         label: The class that a reader would give.
     """
 
-    pixels: NDArray[np.int16] | NDArray[np.uint16] | NDArray[np.uint8]
+    pixels: Pixels
     mask: Mask
     label: str
 

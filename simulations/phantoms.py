@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from simulations.drawing import Phantom, Scanner
+from simulations.drawing import Phantom, Pixels, Scanner
 from simulations.phantoms_ct import ct_abdomen, ct_pretext
 from simulations.phantoms_fundus import fundus, fundus_pretext
 from simulations.phantoms_mr import mr_brain, mr_pretext
@@ -82,7 +82,7 @@ def scanner(site_index: int, rng: np.random.Generator) -> Scanner:
     )
 
 
-def pretext(rng: np.random.Generator, index: int) -> tuple[Phantom, int]:
+def pretext(rng: np.random.Generator, index: int) -> tuple[Pixels, int]:
     """Draw an image for pretraining, of a new patient on a new scanner.
 
     Args:
@@ -90,9 +90,9 @@ def pretext(rng: np.random.Generator, index: int) -> tuple[Phantom, int]:
         index: Any number; it walks through the classes of ``PRETEXT`` in turn.
 
     Returns:
-        The phantom, whose pixels are those of CT, MR or fundus, and its class within ``PRETEXT``.
+        The pixels of CT, MR or fundus, as ``Phantom`` has them, and the place in ``PRETEXT``.
     """
     number = index % len(PRETEXT)
     draw, finding = PRETEXT[number]
     patient = int(rng.integers(2**62))
-    return draw(patient, finding, scanner(index, rng)), number
+    return draw(patient, finding, scanner(index, rng)).pixels, number

@@ -66,15 +66,14 @@ def _slice(patient: int, view: int, *, finding: str, scanner: Scanner) -> Phanto
     wall = _wall(body, shared)
     image, brush = canvas(SIZE, FAT - 5)
     paint_hollow_organs(brush, body, shared, own, level)
-    lesion = np.zeros((SIZE, SIZE), dtype=np.bool_)
-    lesion |= paint_spleen(brush, body, shared, level, diseased=finding == "gaucher")
+    lesion = paint_spleen(brush, body, shared, level, diseased=finding == "gaucher")
     lesion |= paint_liver(brush, body, shared, level, finding)
     lesion |= paint_kidneys(brush, body, shared, level, stone=finding == "kidney stone")
     paint_vessels(brush, body, shared)
 
     inside = cover(ellipse(body.centre, body.cavity, power=body.power), SIZE)
     inner = picture(image) + 4 * clouds(own, SIZE, 6)
-    tissue = wall * (1 - inside) + inner * inside
+    tissue: Field = wall * (1 - inside) + inner * inside
     tissue = _spine(tissue, body, shared, own)
     lesion &= inside > 0.5  # noqa: PLR2004 - half of the pixel
     return Phantom(_acquire(tissue, own, scanner), lesion, finding)

@@ -81,10 +81,10 @@ def _photograph(patient: int, view: int, *, finding: str, scanner: Scanner) -> P
 
 def _add_benign(retina: Field, eye: Eye, rng: np.random.Generator) -> None:
     """Add what may worry a beginner: a flat naevus, a few small drusen."""
-    if chance(rng, 0.5):
-        radius = rng.uniform(7, 17)
+    if chance(rng, 0.6):
+        radius = rng.uniform(8, 19)
         naevus = blob(rng, _somewhere(eye, rng, 60), (radius, radius * 0.85))
-        tint(retina, 0.55 * cover(naevus, SIZE, soft=3), (0.33, 0.25, 0.2))
+        tint(retina, rng.uniform(0.45, 0.75) * cover(naevus, SIZE, soft=3), (0.33, 0.25, 0.2))
     if chance(rng, 0.5):
         _add_drusen(retina, eye, rng, int(rng.integers(3, 16)), (1.0, 2.4))
 
@@ -100,20 +100,20 @@ def _somewhere(eye: Eye, rng: np.random.Generator, apart: float) -> tuple[float,
 
 def _add_melanoma(retina: Field, eye: Eye, rng: np.random.Generator) -> Mask:
     """Add a raised pigmented mass under the retina, lipofuscin on it and fluid at its edge."""
-    radius = rng.uniform(34, 62)
+    radius = rng.uniform(28, 60)
     x, y = place = _somewhere(eye, rng, radius + 12)
     outline = blob(rng, place, (radius, radius * rng.uniform(0.75, 1)), angle=rng.uniform(0, 3))
     share = cover(outline, SIZE, soft=4.5)
     fluid = cover(place + (outline - place) * 1.25, SIZE, soft=9)
     tint(retina, 0.18 * fluid, (0.85, 0.55, 0.36))
     shade = rng.uniform(-0.05, 0.05)
-    tint(retina, 0.86 * share, (0.37 + shade, 0.245 + shade, 0.165 + shade))
+    tint(retina, rng.uniform(0.55, 0.88) * share, (0.37 + shade, 0.245 + shade, 0.165 + shade))
     lean = 0.38 * radius  # light from the upper left, as on a dome
     dome = soft_spot((x - lean, y - lean), 0.5 * radius)
     dome = dome - 0.6 * soft_spot((x + lean, y + lean), 0.5 * radius)
     retina *= (1 + share * (0.3 * dome + 0.06 * clouds(rng, SIZE, 16)))[..., None]
     spots = []
-    for _ in range(rng.integers(12, 30)):
+    for _ in range(rng.integers(5, 26)):
         turn, far = rng.uniform(0, 2 * np.pi), 0.85 * radius * np.sqrt(rng.uniform(0, 1))
         spot = (x + far * np.cos(turn), y + far * np.sin(turn))
         spots.append(blob(rng, spot, (rng.uniform(1.5, 5), rng.uniform(1.5, 3.5)), rough=0.3))

@@ -119,12 +119,12 @@ def _add_bright_foci(brain: Field, head: Head, rng: np.random.Generator) -> tupl
         [[0.32, -0.06], [0.3, 0.06], [0.16, 0.16], [0.24, -0.02], [0.4, 0.28], [0.42, -0.32]]
     )
     image, brush = canvas(SIZE, 0.0)
-    for _ in range(rng.integers(3, 6)):
+    for _ in range(rng.integers(2, 6)):
         u, v = rng.choice(places) + rng.normal(0, 0.03, 2)
         place = head.at(u * rng.choice([-1, 1]), v)
-        radii = (rng.uniform(4.5, 9), rng.uniform(4.0, 7))
+        radii = (rng.uniform(4.0, 8.5), rng.uniform(3.5, 6.5))
         outline = blob(rng, place, radii, angle=rng.uniform(0, 3), rough=0.09)
-        paint(brush, outline, rng.uniform(0.75, 1.0))
+        paint(brush, outline, rng.uniform(0.65, 1.0))
     share = picture(image)
     bright = _mixed(brain, np.clip(blurred(share, 1.7), 0, 1), 0.85)
     return np.maximum(brain, bright), share > _HALF

@@ -8,7 +8,7 @@ from rich.table import Table
 
 SHOWN = {
     "auroc": "AUROC",
-    "balanced_accuracy": "bal. acc.",
+    "balanced_accuracy": "bal.acc.",
     "sensitivity": "sens.",
     "specificity": "spec.",
     "f1": "F1",
@@ -26,7 +26,9 @@ def tables(summary: dict[str, Any]) -> Iterator[Table]:
         summary: Content of ``summary.json``.
     """
     for task, found in summary["tasks"].items():
-        table = Table(title=f"{task}: n test patients", title_justify="left", box=SIMPLE_HEAD)
+        table = Table(
+            title=f"{task}: n test patients", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+        )
         table.add_column("model", no_wrap=True)
         for name in ("n", *SHOWN.values()):
             table.add_column(name, justify="right", no_wrap=True)
@@ -35,7 +37,7 @@ def tables(summary: dict[str, Any]) -> Iterator[Table]:
             table.add_row(YARDSTICKS[name], *_cells(values[task]))
         table.add_section()
         for site, figures in found["per_site"].items():
-            table.add_row(f"  at {site}", *_cells(figures))
+            table.add_row(f"at {site}", *_cells(figures))
         yield table
 
 

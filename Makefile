@@ -53,7 +53,7 @@ format: $(INSTALLED) ## Let ruff format the code and correct what it can
 
 lock: $(UV) ## Resolve the dependencies of pyproject.toml anew into requirements.lock
 	$(UV) pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
-		--all-extras pyproject.toml -o requirements.lock --custom-compile-command "make lock"
+		--all-extras pyproject.toml --quiet -o requirements.lock --custom-compile-command "make lock"
 
 clean: ## Remove .venv, caches and the demo's results
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist demo

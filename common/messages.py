@@ -12,13 +12,12 @@ What travels is the change, never the local weights: a change may be cast to few
 cost, a weight may not.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from common.arrays import Array as Values
 from common.arrays import Arrays
@@ -31,6 +30,8 @@ PROTOCOL = 1
 Kind = Literal["check", "train", "evaluate"]
 MESSAGE_TYPES: Mapping[Kind, str] = {"check": "query", "train": "train", "evaluate": "evaluate"}
 """Flower's message type for each kind of order."""
+
+_SAME_VERSION = "Install the same version of rarefed at the coordinator and at the site."
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -98,6 +99,15 @@ class _Header(_Form):
     training: Training | None
 
 
+class _OrderHead(_Form):
+    protocol: int
+    kind: Kind
+    study: Json[dict[str, Any]]
+    digest: str
+    round: Count
+    base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+
+
 class Order(NamedTuple):
     """What the coordinator asks of one site."""
 
@@ -139,7 +149,21 @@ class WireArrays(Mapping[str, Values]):
         return cls(ArrayRecord(encoded))
 
     def __getitem__(self, name: str) -> Values:
-        return self.record[name].numpy()
+        """Return one array.
+
+        Raises:
+            KeyError: There is no such array.
+            ValueError: Its bytes are no plain array.
+        """
+        array = self.record[name]
+        try:
+            value = array.numpy()
+        except Exception as error:  # numpy's reader raises a dozen types on foreign bytes
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        # numpy's reader also opens zip archives, of which it returns no array.
+        if not isinstance(value, np.ndarray):
+            raise ValueError("an archive instead of an array")  # noqa: TRY004 - about a value
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.record)
@@ -170,29 +194,27 @@ def order_from_record(record: RecordDict) -> Order:
     """Unpack an order at a site.
 
     Raises:
-        StudyMismatchError: The order speaks another protocol, or its study is not the one
-            whose digest it states.
+        StudyMismatchError: The order speaks another protocol or is malformed, or its study is
+            not the one whose digest it states.
     """
-    head = record.config_records["order"]
-    if head["protocol"] != PROTOCOL:
+    sent: Mapping[str, Any] = record.config_records.get("order", ConfigRecord())
+    if sent.get("protocol") != PROTOCOL:
         raise StudyMismatchError(
-            f"The order speaks protocol {head['protocol']!r}, this software {PROTOCOL}.",
-            remedy="Install the same version of rarefed at the coordinator and at the site.",
+            f"The order speaks protocol {sent.get('protocol')!r}, this software {PROTOCOL}.",
+            remedy=_SAME_VERSION,
         )
     try:
-        study = Study.parse(json.loads(str(head["study"])))
-    except StudyError as error:
+        head = _OrderHead.model_validate(dict(sent))
+        study = Study.parse(head.study)
+    except (StudyError, ValidationError) as error:
+        what = error.message if isinstance(error, StudyError) else str(error)
         raise StudyMismatchError(
-            f"The order's study is not valid here: {error.message}",
-            remedy="Install the same version of rarefed at the coordinator and at the site.",
+            f"The order is not valid here: {what}", remedy=_SAME_VERSION
         ) from error
-    if study.digest() != head["digest"]:
+    if study.digest() != head.digest:
         raise StudyMismatchError("The order's study has another digest than the order states.")
     arrays = {name: WireArrays(value) for name, value in record.array_records.items()}
-    kind: Kind = head["kind"]  # type: ignore[assignment]
-    return Order(
-        kind, study, int(str(head["round"])), arrays, str(head["base"]), arrays.pop("base", None)
-    )
+    return Order(head.kind, study, head.round, arrays, head.base, arrays.pop("base", None))
 
 
 def reply_to_record(reply: Reply) -> RecordDict:

@@ -66,6 +66,7 @@ def build_model(study: Study) -> FederatedModel:
     _freeze(backbone, study)
     if study.backbone.normalisation == "frozen":
         backbone = freeze_batch_norm_2d(backbone)
+    _check_frozen(backbone, study)
     model = FederatedModel(backbone, heads)
     model.mean = study.backbone.mean or model.mean
     model.std = study.backbone.std or model.std
@@ -138,3 +139,18 @@ def _freeze(backbone: Any, study: Study) -> None:
         for name in parameters[stage]:
             backbone.get_parameter(name).requires_grad_(requires_grad=False)
     freeze(backbone, [name for stage in frozen for name in modules.get(stage, [])])
+
+
+def _check_frozen(backbone: nn.Module, study: Study) -> None:
+    """Refuse a network with batch normalisation that timm left alive: it freezes 2D alone."""
+    living = [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+    if study.backbone.normalisation != "frozen":
+        partly = study.training.train != "all"
+        living = [m for m in living if partly and not any(p.requires_grad for p in m.parameters())]
+    if living:
+        kinds = ", ".join(sorted({type(module).__name__ for module in living}))
+        raise StudyError(
+            f"{study.backbone.name} has {len(living)} layers of {kinds} that cannot be frozen.",
+            remedy="Use training.train = 'all' and normalisation = 'average' or 'local', or "
+            "another backbone.",
+        )

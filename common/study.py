@@ -182,11 +182,8 @@ class Study(_Section):
         Defaults are written out, so leaving a key away and giving its default are the same. Of
         a weights file only the name counts (and ``sha256``, when given), since folders differ.
         """
-        values = self.model_dump(mode="json")
-        file = self.backbone.weights_file
-        if file is not None:
-            values["backbone"]["weights"] = file.name
-        return hashlib.sha256(canonical_json({"format": STUDY_FORMAT, "study": values})).hexdigest()
+        study = {"format": STUDY_FORMAT, "study": self._agreed()}
+        return hashlib.sha256(canonical_json(study)).hexdigest()
 
     def check_weights_file(self) -> None:
         """Refuse a weights file that is not the one whose SHA-256 the study gives.
@@ -207,11 +204,17 @@ class Study(_Section):
 
     def wire(self) -> str:
         """Return the study as JSON, for an order; the folder of a weights file stays here."""
+        return canonical_json(self._agreed()).decode()
+
+    def _agreed(self) -> dict[str, Any]:
+        """Return all that the parties agree on, every default written out."""
         values = self.model_dump(mode="json")
-        file = self.backbone.weights_file
+        federation, file = self.federation, self.backbone.weights_file
+        defaults = study_faults.STRATEGY_OPTIONS[federation.strategy]
+        values["federation"]["options"] = {**defaults, **federation.options}
         if file is not None:
             values["backbone"]["weights"] = file.name
-        return canonical_json(values).decode()
+        return values
 
 
 def _refusal(faults: list[Fault]) -> StudyError:

@@ -1,6 +1,7 @@
 """What can be wrong with a study, found all at once and each with its remedy."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -19,6 +20,19 @@ STRATEGY_OPTIONS: Mapping[str, Mapping[str, float]] = {
     "krum": {"num_malicious_nodes": 0.0},
 }
 """The strategies that a study may name, each with its settings and their defaults."""
+
+_OPTION_RANGES: Mapping[str, tuple[float, float]] = {
+    "proximal_mu": (0, 1e6),
+    "server_learning_rate": (1e-9, 1e3),
+    "server_momentum": (0, 1),
+    "eta": (1e-9, 1e3),
+    "beta_1": (0, 1),
+    "beta_2": (0, 1),
+    "tau": (1e-12, 1e3),
+    "beta": (0, 0.5),
+    "num_malicious_nodes": (0, 1000),
+}
+"""Least value of each setting, and the value that it must stay below."""
 
 _LEAST_SITES = {"fedmedian": 3, "fedtrimmedavg": 3, "krum": 3}
 
@@ -141,21 +155,39 @@ def _backbone_faults(values: dict[str, Any]) -> Iterator[Fault]:
 
 def _strategy_faults(federation: dict[str, Any]) -> Iterator[Fault]:
     name, options = federation.get("strategy", "fedavg"), federation.get("options", {})
+    if not isinstance(name, str):
+        return
     if name not in STRATEGY_OPTIONS:
         close = difflib.get_close_matches(str(name), STRATEGY_OPTIONS, n=1)
         known = f"did you mean {close[0]!r}?" if close else f"use {', '.join(STRATEGY_OPTIONS)}"
         yield Fault("federation.strategy", f"there is no strategy {name!r}", known)
         return
-    known_options = STRATEGY_OPTIONS[name]
-    for option in options if isinstance(options, dict) else ():
-        if option not in known_options:
-            remedy = f"use {', '.join(known_options)}" if known_options else "remove it"
-            what = f"{name} has no such setting"
-            yield Fault(f"federation.options.{option}", what, remedy)
+    options = options if isinstance(options, dict) else {}
+    for option, value in options.items():
+        yield from _option_faults(name, option, value)
     quorum, least = federation.get("quorum", 2), _LEAST_SITES.get(name, 1)
+    malicious = options.get("num_malicious_nodes", 0)
+    if name == "krum" and isinstance(malicious, int | float) and malicious > 0:
+        least += 2 * math.ceil(min(malicious, 1000))  # n >= 2 f + 3, Blanchard et al. 2017
     if isinstance(quorum, int) and quorum < least:
         what = f"{name} means nothing with fewer than {least} sites"
         yield Fault("federation.quorum", what, f"set it to {least} or more")
+
+
+def _option_faults(strategy: str, option: str, value: Any) -> Iterator[Fault]:
+    where, known = f"federation.options.{option}", STRATEGY_OPTIONS[strategy]
+    if option not in known:
+        remedy = f"use {', '.join(known)}" if known else "remove it"
+        yield Fault(where, f"{strategy} has no such setting", remedy)
+        return
+    if not isinstance(value, int | float):
+        return
+    least, below = _OPTION_RANGES[option]
+    if not least <= value < below:
+        remedy = f"use {least:g} or more, and less than {below:g}"
+        yield Fault(where, f"{value} is out of range", remedy)
+    elif option == "num_malicious_nodes" and value != int(value):
+        yield Fault(where, f"{value} is no number of sites", "use a whole number")
 
 
 def _table(values: dict[str, Any], key: str) -> dict[str, Any]:

@@ -88,14 +88,16 @@ def put(model: FederatedModel, arrays: Arrays) -> None:
     """Copy arrays into the network.
 
     Raises:
-        ValueError: A name is unknown or a shape differs; nothing is changed then.
+        ValueError: A name is unknown, or a shape or dtype differs; nothing is changed then.
     """
     state = model.state_dict()
     values = {name: arrays[name] for name in arrays}
     wrong = [
         name
         for name, value in values.items()
-        if name not in state or state[name].shape != value.shape
+        if name not in state
+        or state[name].shape != value.shape
+        or str(state[name].dtype) != f"torch.{value.dtype}"
     ]
     if wrong:
         raise ValueError(f"arrays that do not fit the network: {', '.join(wrong)}")

@@ -9,9 +9,11 @@ from safetensors.numpy import save
 
 from common.arrays import Array, Arrays
 from common.errors import OutputError
-from common.files import write_atomic
+from common.files import canonical_json, write_atomic
 
 MODEL = "model.safetensors"
+NOTES = "rarefed"
+"""Entry of the file's header that holds the notes, as JSON."""
 
 
 class StoredArrays(Mapping[str, Array]):
@@ -56,7 +58,9 @@ def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
     values = {name: np.asarray(arrays[name], order="C") for name in arrays}
     path = folder / MODEL
     try:
-        write_atomic(path, save(values, metadata=dict(notes)))
+        # One entry: safetensors writes several in an order that changes from run to run.
+        header = {NOTES: canonical_json(dict(notes)).decode()}
+        write_atomic(path, save(values, metadata=header))
     except OSError as error:
         raise OutputError(
             f"Cannot write {path}: {error.strerror}.", remedy="Free space or choose another folder."

@@ -7,7 +7,7 @@ are in pixels; a disc diameter is about 44 of the 384.
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from simulations.drawing import (
     Field,
@@ -125,8 +125,8 @@ def add_vessels(retina: Field, eye: Eye, rng: np.random.Generator) -> None:
             nasal = (up * rng.uniform(0.5, 1.0), up * rng.normal(0, 0.003))
             for heading, bend in (arcade, nasal):
                 _branch(brush, rng, eye, _Vessel((0.0, 0.0), heading, bend, width, 260.0))
-        soft = image.reduce(_VESSEL_FINE).filter(ImageFilter.GaussianBlur(0.4))
-        tint(retina, strength * away * np.asarray(soft, dtype=np.float32) / 255, colour)
+        share = np.asarray(image.reduce(_VESSEL_FINE), dtype=np.float32) / 255
+        tint(retina, strength * away * share, colour)
 
 
 def _branch(
@@ -147,7 +147,8 @@ def _branch(
     for part in range(0, count - 1, 9):
         thick = max(1.0, vessel.width * (1 - 0.65 * part / count)) * _VESSEL_FINE
         section = points[part : part + 11].ravel().tolist()
-        brush.line(section, fill=int(255 * min(1.0, thick / 3)), width=round(thick), joint="curve")
+        joint = "curve" if thick > 4 else None  # noqa: PLR2004 - thin lines have no gaps
+        brush.line(section, fill=int(255 * min(1.0, thick / 3)), width=round(thick), joint=joint)
     if depth == 2 or vessel.width < 1.0:  # noqa: PLR2004 - the finest that the camera resolves
         return
     side = rng.choice([-1, 1])

@@ -169,15 +169,15 @@ def _expose(
     light = 1 - (0.15 + 0.2 * scanner.bias + rng.uniform(0, 0.2)) * far**2.5
     if chance(rng, 0.6):
         turn = rng.uniform(0, 2 * np.pi)
-        edge = (x * np.cos(turn) + y * np.sin(turn)) / RETINA - rng.uniform(0.35, 0.8)
+        edge = (x * float(np.cos(turn)) + y * float(np.sin(turn))) / RETINA - rng.uniform(0.35, 0.8)
         light = light * (1 - rng.uniform(0.3, 0.7) * np.clip(edge / 0.35, 0, 1))
     level = (retina[::4, ::4] * light[::4, ::4, None])[seen[::4, ::4]].mean()
     light = light * (0.36 * scanner.gain * rng.uniform(0.8, 1.2) / level)
-    picture = retina * light[..., None]
+    picture = retina * light[..., None].astype(np.float32)
     balance = np.asarray(scanner.tint) * rng.normal(1, 0.05, 3)
     picture *= balance.astype(np.float32)
     picture += (0.014 * scanner.noise) * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
-    picture = 1 - np.exp(-1.35 * np.maximum(picture, 0))  # a shoulder: no hard clipping
-    whole = (255 * np.minimum(picture * 1.2, 1) + 0.5).astype(np.uint8)
+    np.exp(-1.35 * picture, out=picture)
+    whole = np.clip(306 * (1 - picture) + 0.5, 0, 255).astype(np.uint8)  # a soft shoulder
     image = Image.fromarray(whole).filter(ImageFilter.GaussianBlur(scanner.blur))
     return np.asarray(image) * seen[..., None], seen

@@ -1,0 +1,112 @@
+"""The public surface, frozen: a change of it is a decision that is made here."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+import client.cli
+import server.cli
+import simulations.cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SURFACE = {
+    "rarefed-client": {
+        "check": ["SITE", "--study", "--json"],
+    },
+    "rarefed-server": {
+        "check": ["STUDY", "--json"],
+    },
+    "rarefed-sim": {
+        "make": ["OUT", "--sites", "--patients", "--images", "--seed", "--json"],
+        "deal": [
+            "DATASET", "OUT", "--task", "--sites", "--skew", "--label", "--first", "--seed",
+            "--json",
+        ],
+        "run": [
+            "STUDY", "--hospitals", "--out", "--engine", "--threads", "--yardsticks", "--json",
+        ],
+        "demo": ["--out", "--weights", "--again", "--json"],
+    },
+}  # fmt: skip
+
+APPS = {
+    "rarefed-client": client.cli.app,
+    "rarefed-server": server.cli.app,
+    "rarefed-sim": simulations.cli.app,
+}
+
+SCRIPTS = {
+    "rarefed-client": "client.cli:main",
+    "rarefed-server": "server.cli:main",
+    "rarefed-sim": "simulations.cli:main",
+}
+
+
+def surface(app: typer.Typer) -> dict[str, list[str]]:
+    """Return arguments and options by command, in their order."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {
+        name: [
+            word
+            for parameter in command.params
+            for word in (
+                [*parameter.opts, *parameter.secondary_opts]
+                if parameter.param_type_name == "option"
+                else [parameter.name.upper()]
+            )
+        ]
+        for name, command in commands.items()
+    }
+
+
+@pytest.mark.parametrize("program", SURFACE)
+def test_commands_and_options_are_those_agreed(program: str) -> None:
+    """No command, argument or option comes, goes or changes its name by accident."""
+    assert surface(APPS[program]) == SURFACE[program]
+
+
+def test_console_scripts_are_those_agreed() -> None:
+    """The package installs three programs and no others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == SCRIPTS
+
+
+@pytest.mark.parametrize("program", SURFACE)
+def test_every_command_gives_an_example(program: str) -> None:
+    """The help of a command ends with a line that calls this very command."""
+    commands = typer.main.get_command(APPS[program]).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        assert (command.epilog or "").startswith(f"Example: {program} {name} ")
+
+
+def test_command_lines_load_without_torch() -> None:
+    """No program waits for torch or Ray before it knows what it is asked for."""
+    code = (
+        "import sys, client.cli, server.cli, simulations.cli;"
+        "print([name for name in ('torch', 'timm', 'ray', 'matplotlib') if name in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_wrong_usage_ends_with_exit_code_two() -> None:
+    """An unknown command is wrong usage, as is an option that does not exist."""
+    environment = {**os.environ, "NO_COLOR": "1"}
+    for program, words in (("server", ["nothing"]), ("client", ["check", "--nothing"])):
+        code = f"import {program}.cli; {program}.cli.main()"
+        found = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert found.returncode == 2

@@ -1,5 +1,6 @@
 """What a site must remember of a study: the base it was sent once, and its local arrays."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,11 @@ class SiteStore:
         """Return the arrays that never leave this site; none before its first training."""
         file = self._folder / "local.safetensors"
         return dict(load_file(file)) if file.is_file() else {}
+
+    def clear(self) -> None:
+        """Forget the study, as if this site had never taken part."""
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
 
     def _write(self, name: str, arrays: Arrays) -> None:
         values = {key: np.asarray(arrays[key], order="C") for key in arrays}

@@ -109,17 +109,15 @@ def read_rows(dataset: Path, *, label: str) -> list[Row]:
             f"There is no {file}.",
             remedy=f"Give a folder with {LABELS} (path, label, patient_id) and its images.",
         )
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        table = csv.DictReader(opened)
-        absent = [name for name in ("path", label) if name not in (table.fieldnames or [])]
-        if absent:
-            found = ", ".join(table.fieldnames or []) or "none"
-            lines = "".join(f"\n  - there is no column {name!r}" for name in absent)
-            raise ManifestError(
-                f"The table {file} has other columns ({found}):{lines}",
-                remedy="Name the columns in its first line; --label says which holds the labels.",
-            )
-        rows = [_row(cells, label) for cells in table]
+    columns, lines = _table(file)
+    absent = [name for name in ("path", label) if name not in columns]
+    if absent:
+        listed = "".join(f"\n  - there is no column {name!r}" for name in absent)
+        raise ManifestError(
+            f"The table {file} has other columns ({', '.join(columns) or 'none'}):{listed}",
+            remedy="Name the columns in its first line; --label says which holds the labels.",
+        )
+    rows = [_row(cells, label) for cells in lines]
     if not rows:
         raise EmptyManifestError(f"The table {file} has no rows.", remedy="List the images.")
     faults = list(_faults(rows, dataset))
@@ -132,6 +130,19 @@ def read_rows(dataset: Path, *, label: str) -> list[Row]:
             remedy="Correct each row; paths count from the table's folder.",
         )
     return rows
+
+
+def _table(file: Path) -> tuple[list[str], list[dict[str, str | None]]]:
+    """Return the names of the columns, and the cells of each line by column."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            table = csv.DictReader(opened)
+            return list(table.fieldnames or []), list(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(
+            f"The table {file} is no readable CSV file: {error}.",
+            remedy="Save it as comma-separated values in UTF-8.",
+        ) from error
 
 
 def _row(cells: dict[str, str | None], label: str) -> Row:

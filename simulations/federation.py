@@ -23,6 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from client.config import SiteConfig
 from client.site import Site, respond
+from client.store import SiteStore
 from common.errors import FederationError, MissingFolderError, QuorumError
 from common.models import normalisation_of
 from common.study import Study
@@ -97,6 +98,8 @@ def play(
             remedy="Make more hospitals, or lower federation.quorum.",
         )
     _quiet_flower()
+    for config in configs:  # an earlier run of this study must leave no trace in this one
+        SiteStore(config.state, study.digest()).clear()
 
     def serve(grid: Grid) -> Outcome:
         return run_study(study, grid, arrays, folder, sites=len(configs), watch=watch or _nothing)

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from pydantic import TypeAdapter, ValidationError
 
 from common.errors import DataError, ImageError, OutputError
 from common.files import write_atomic, write_table
 from common.seeds import stream
+from common.study import Slug
 from simulations.dealing import LABELS, Row, deal_units, parse_skew, read_rows, units_of
 from simulations.dicom_files import Origin, write_dicom
 from simulations.phantoms import TASKS, PhantomTask, Scanner, scanner
@@ -107,13 +109,14 @@ def deal(
         The folders of the hospitals.
 
     Raises:
-        DataError: The skew is unknown.
+        DataError: The skew is unknown, the task's name no name, or the sites too many.
         MissingFolderError: There is no ``labels.csv``.
         ManifestError: The table has faults; all are listed. EmptyManifestError: or no rows.
         ImageError: A gamma cannot be applied to an image.
         OutputError: A hospital of that number is there already.
     """
     wanted = parse_skew(skew)
+    _check_name(task)
     rows = read_rows(dataset, label=label)
     folders = _new_folders(out, first=first, sites=sites)
     rng = np.random.default_rng(stream(seed, "deal", task))
@@ -135,6 +138,17 @@ def deal(
             cells = [_cells(row, folder.name, columns) for row in placed]
             _write_site(folder, task, columns, cells, seed=seed)
     return folders
+
+
+def _check_name(task: str) -> None:
+    """Refuse a name that no study could use: it becomes a folder and a key of ``site.toml``."""
+    try:
+        TypeAdapter(Slug).validate_python(task)
+    except ValidationError as error:
+        raise DataError(
+            f"{task!r} cannot be the name of a task.",
+            remedy="Use 1 to 63 of a-z, 0-9, '-' and '_', the first a letter or digit.",
+        ) from error
 
 
 def _new_folders(out: Path, *, first: int, sites: int) -> list[Path]:

@@ -274,6 +274,18 @@ def _anchors(file: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
+@pytest.mark.parametrize("file", PAGES, ids=lambda path: path.name)
+def test_paths_of_the_code_exist(file: Path) -> None:
+    """A page names no file or folder of the code that is not there."""
+    rooms = "client|common|server|simulations|tests|docs"
+    text = file.read_text(encoding="utf-8")
+    for path in re.findall(rf"`((?:{rooms})/[\w./]*)`", text):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m ((?:\w+\.)*\w+)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), module
+
+
 def test_make_commands_in_the_documents_are_targets() -> None:
     """What a page tells to make, the Makefile makes; the README tells of demo and test."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

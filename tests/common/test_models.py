@@ -121,7 +121,7 @@ def test_an_unknown_backbone_names_close_ones() -> None:
 def test_an_impossible_image_size_is_refused_before_the_first_round() -> None:
     """A transformer with patches of 16 cannot look at 100 pixels, and says so at once."""
     with pytest.raises(StudyError, match="100 x 100 pixels") as refused:
-        build_model(study_of("vit_tiny_patch16_224", 100))
+        build_model(study_of("test_vit", 100))
     assert "image_size" in refused.value.remedy
 
 

@@ -171,15 +171,15 @@ def test_what_was_taken_can_be_put_back() -> None:
     model, _ = resnet()
     names = list(model.state_dict())
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Array] = {}
     for name, value in take(model, names).items():
         random = rng.integers(0, 2**40, value.shape, np.int64)
-        arrays[name] = random if value.dtype == np.int64 else np.float32(random / 2**39 - 1)
-    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+        arrays[name] = np.asarray(random if value.dtype == np.int64 else random / 2**39 - 1)
+        arrays[name] = arrays[name].astype(value.dtype)
     assert any(value.ndim == 0 for value in arrays.values())
     put(model, arrays)
     assert digest(take(model, names)) == digest(arrays)
-    fortran = {name: np.asfortranarray(value) for name, value in arrays.items()}
+    fortran = {name: value.copy(order="F") for name, value in arrays.items()}
     put(model, fortran)
     assert digest(take(model, names)) == digest(arrays)
 

@@ -241,6 +241,20 @@ def test_unknown_skew_is_refused(dataset: Path, tmp_path: Path, skew: str) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("task", ["../t", "Lung CT", ""])
+def test_task_names_are_checked(dataset: Path, tmp_path: Path, task: str) -> None:
+    """A task's name that no study could use, or that leads out of the folder, is refused."""
+    with pytest.raises(DataError, match="name of a task"):
+        deal(dataset, tmp_path / "out", sites=2, task=task)
+
+
+def test_table_that_is_no_text_is_refused(dataset: Path, tmp_path: Path) -> None:
+    """A table that is not UTF-8 is refused as a table, without a traceback of its decoder."""
+    (dataset / "labels.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
+    with pytest.raises(ManifestError, match="UTF-8"):
+        deal(dataset, tmp_path / "out", sites=2, task="t")
+
+
 def test_scanner_skew_writes_shifted_copies(dataset: Path, tmp_path: Path) -> None:
     """Each site shows its images under a gamma of its own, and the originals stay as they are."""
     before = files(dataset)

@@ -143,7 +143,8 @@ def batches(
     """Yield the batches of one round's training, tasks mixed, in an order that ``seed`` fixes.
 
     An epoch of n images makes ceil(n / batch_size) batches of nearly equal size, so that no
-    batch holds a single image, which batch norm could not train on.
+    batch holds a single image, which batch norm could not train on. Pairs cannot do that for an
+    odd n: with a batch size of 2, one batch then holds three.
 
     Args:
         sizes: Number of training images by task, each at least 2.
@@ -164,7 +165,11 @@ def batches(
 
 def steps_per_epoch(sizes: Mapping[str, int], batch_size: int) -> int:
     """Return how many gradient steps see every image once."""
-    return sum(-(-size // batch_size) for size in sizes.values())
+    return sum(_batches_in(size, batch_size) for size in sizes.values())
+
+
+def _batches_in(size: int, batch_size: int) -> int:
+    return max(1, min(-(-size // batch_size), size // 2))
 
 
 def _epoch(sizes: Mapping[str, int], batch_size: int, seed: int) -> list[Batch]:
@@ -172,6 +177,6 @@ def _epoch(sizes: Mapping[str, int], batch_size: int, seed: int) -> list[Batch]:
     made = [
         Batch(task, indices)
         for task, size in sorted(sizes.items())
-        for indices in np.array_split(rng.permutation(size), -(-size // batch_size))
+        for indices in np.array_split(rng.permutation(size), _batches_in(size, batch_size))
     ]
     return [made[i] for i in rng.permutation(len(made))]

@@ -1,9 +1,11 @@
 """What training minimises. Shapes: B batch, K classes."""
 
 from collections.abc import Callable
+from functools import partial
 
-from timm.loss import AsymmetricLossSingleLabel
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.study import Training
 
@@ -12,13 +14,19 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_loss(training: Training) -> Loss:
-    """Return the study's loss.
-
-    The focal loss is -(1 - p)^gamma log p of the true class (Lin et al. 2017, equation 4),
-    which is timm's single-label asymmetric loss with both exponents alike and no smoothing.
-    """
+    """Return the study's loss."""
     if training.loss == "focal":
-        gamma = training.focal_gamma
-        loss: Loss = AsymmetricLossSingleLabel(gamma_pos=gamma, gamma_neg=gamma, eps=0.0)
-        return loss
+        return partial(focal_loss, gamma=training.focal_gamma)
     return nn.CrossEntropyLoss()
+
+
+def focal_loss(logits_BK: Tensor, labels_B: Tensor, *, gamma: float) -> Tensor:
+    """Return the mean of -(1 - p)^gamma log p of the true class (Lin et al. 2017, equation 4).
+
+    timm's asymmetric loss, with both exponents alike, has the same values, but its gradient is
+    NaN where p rounds to 1 and gamma is below 1.
+    """
+    log_p = -F.cross_entropy(logits_BK, labels_B, reduction="none")
+    # Kept above 0, where a power below 1 has no finite slope.
+    miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return -(miss**gamma * log_p).mean()

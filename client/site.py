@@ -170,9 +170,13 @@ class Site:
             epochs=study.training.local_epochs,
             seed=stream(seed, "batches"),
         )
+        # Until training has ended well, the model holds no base: one that failed may have left
+        # anything in it, and the next order then starts from the stored arrays.
+        base, prepared.base = prepared.base, ""
         with torch.random.fork_rng():
             torch.manual_seed(stream(seed, "dropout"))
             done = train(prepared.model, images, order_of_batches, study, device=self.device)
+        prepared.base = base
         if prepared.layout.local:
             prepared.store.save_local(take(prepared.model, prepared.layout.local))
         return done.steps, done.loss
@@ -200,9 +204,9 @@ def _load(prepared: Prepared, order: Order) -> None:
         raise OrderError(
             f"The order has the groups {sorted(order.groups)}, not {sorted(expected)}."
         )
-    if order.base is not None:
-        prepared.store.save_base(order.base, order.base_digest)
     try:
+        if order.base is not None:
+            prepared.store.save_base(order.base, order.base_digest)
         if prepared.base != order.base_digest:
             put(prepared.model, prepared.store.load_base(order.base_digest))
             prepared.base = order.base_digest

@@ -37,6 +37,8 @@ class SiteStore:
         """
         if digest(base) != announced:
             raise OrderError("The base that came is not the one that the order announces.")
+        # First away with the old claim: a crash between the two writes must not leave a wrong one.
+        (self._folder / "base.sha256").unlink(missing_ok=True)
         self._write("base.safetensors", base)
         write_atomic(self._folder / "base.sha256", f"{announced}\n".encode(), mode=_PRIVATE)
 

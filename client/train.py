@@ -41,7 +41,8 @@ def train(
         device: Where the arithmetic runs.
 
     Raises:
-        DivergedError: The loss is no longer a finite number; the caller discards the model.
+        DivergedError: The loss or an array of the network is no longer finite; the caller
+            discards the model.
     """
     training = study.training
     loss_of, optimizer = make_loss(training), make_optimizer(model, training)
@@ -66,10 +67,10 @@ def train(
 
         steps, seen, total = steps + 1, seen + len(chosen), total + loss.item() * len(chosen)
         if not math.isfinite(total):
-            raise DivergedError(
-                f"The loss is {loss.item()} after {steps} steps.",
-                remedy="Lower training.head_lr or training.backbone_lr, or set training.clip_norm.",
-            )
+            raise _diverged(f"The loss is {loss.item()} after {steps} steps.")
+    # The loss of the last batch came before its step.
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise _diverged(f"The network is no longer finite after {steps} steps.")
     return Trained(steps, total / seen if seen else 0.0)
 
 
@@ -80,3 +81,9 @@ def channel_statistics(
     mean = torch.tensor(model.mean, device=device).view(3, 1, 1)
     std = torch.tensor(model.std, device=device).view(3, 1, 1)
     return mean, std
+
+
+def _diverged(what: str) -> DivergedError:
+    return DivergedError(
+        what, remedy="Lower training.head_lr or training.backbone_lr, or set training.clip_norm."
+    )

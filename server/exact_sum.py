@@ -27,7 +27,7 @@ def largest_change(current: NDArray[np.generic]) -> float:
 
     It is a power of two, at least 4,096 times the largest magnitude in ``current`` (256 where
     all are small): a training that moves a weight further has diverged. The grid's step is this
-    value times 2**-46, so below 1e-10 of the array's largest magnitude.
+    value times 2**-46, so at most 1.2e-10 of the array's largest magnitude, if that is not small.
     """
     magnitude = max(float(np.abs(current).max(initial=0.0)), _SMALLEST)
     return _HEADROOM * 2.0 ** math.ceil(math.log2(magnitude))

@@ -91,7 +91,9 @@ def _replies(
     """
     deadline = time.monotonic() + study.federation.deadline_s
     nodes = list(messages)
-    waiting = dict(zip(grid.push_messages(messages.values()), nodes, strict=True))
+    # Flower gives None for a message that it could not push, and nothing where all are too large.
+    ids = zip(grid.push_messages(messages.values()), nodes, strict=False)
+    waiting = {message_id: node for message_id, node in ids if message_id is not None}
     messages.clear()
     pause = _Pause()
     while waiting and time.monotonic() < deadline:

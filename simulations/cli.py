@@ -47,7 +47,9 @@ def make(
 def deal(
     dataset: Annotated[Path, typer.Argument(help="Folder with labels.csv and its images.")],
     out: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
-    task: Annotated[str, typer.Option(help="The study's name for the task.")],
+    task: Annotated[
+        str, typer.Option(help="The study's name for the task; the data set's by default.")
+    ] = "",
     sites: Annotated[int, typer.Option(min=1, help="How many hospitals.")] = 4,
     skew: Annotated[
         str, typer.Option(help="iid, dirichlet:ALPHA, size:POWER, or several with commas.")
@@ -62,7 +64,14 @@ def deal(
 
     with err.status("dealing"):
         made = hospitals.deal(
-            dataset, out, sites=sites, task=task, skew=skew, seed=seed, label=label, first=first
+            dataset,
+            out,
+            sites=sites,
+            task=task or dataset.resolve().name,
+            skew=skew,
+            seed=seed,
+            label=label,
+            first=first,
         )
     _print_folders(made, as_json=as_json)
 

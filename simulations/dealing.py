@@ -112,9 +112,9 @@ def read_rows(dataset: Path, *, label: str) -> list[Row]:
     columns, lines = _table(file)
     absent = [name for name in ("path", label) if name not in columns]
     if absent:
-        listed = "".join(f"\n  - there is no column {name!r}" for name in absent)
+        missing = "".join(f"\n  - there is no column {name!r}" for name in absent)
         raise ManifestError(
-            f"The table {file} has other columns ({', '.join(columns) or 'none'}):{listed}",
+            f"The table {file} has other columns ({', '.join(columns) or 'none'}):{missing}",
             remedy="Name the columns in its first line; --label says which holds the labels.",
         )
     rows = [_row(cells, label) for cells in lines]

@@ -163,6 +163,6 @@ def _toml(file: Path) -> dict[str, Any]:
 
 
 def _refusal(file: Path, faults: list[Fault]) -> DataError:
-    lines = [f"  - {fault.where}: {fault.what}; {fault.remedy}." for fault in faults]
+    lines = [f"  - {fault}" for fault in faults]
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     return DataError(f"{file} has {count}:\n" + "\n".join(lines), remedy="Correct each of them.")

@@ -20,7 +20,7 @@ from client.store import SiteStore
 from client.train import train
 from common import metrics
 from common.arrays import Array
-from common.errors import OrderError, RarefedError, StudyMismatchError
+from common.errors import DataError, OrderError, RarefedError, StudyMismatchError
 from common.messages import (
     Counted,
     Declaration,
@@ -35,8 +35,6 @@ from common.models import FederatedModel, build_model
 from common.seeds import stream
 from common.study import Study
 from common.weights import Layout, layout_of, put, take
-
-HELD_OUT = ("validation", "test")
 
 
 @dataclass
@@ -57,6 +55,9 @@ class Site:
 
     Args:
         config: The hospital's own settings.
+
+    Raises:
+        DataError: The log cannot be written, or there is no such device.
     """
 
     def __init__(self, config: SiteConfig) -> None:
@@ -154,7 +155,7 @@ class Site:
         result = {}
         for name, data in prepared.tasks.items():
             task = prepared.study.tasks[name]
-            for split in HELD_OUT:
+            for split in egress.HELD_OUT:
                 state = evaluate(prepared.model, data.splits[split], name, task, device=self.device)
                 result[name, split] = dict(metrics.to_arrays(state))
         return result
@@ -263,17 +264,29 @@ def _software() -> str:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DataError(
+            f"torch finds no device {name} here.",
+            remedy="Set 'device' in site.toml to cpu or auto, or install torch with CUDA.",
+        )
+    return device
 
 
 def _site_log(config: SiteConfig) -> logging.Logger:
     """Return the site's own log, a file in its state folder that nobody else may read."""
     log = logging.getLogger(f"rarefed.site.{config.name}.{abs(hash(config.state))}")
     if not log.handlers:
-        config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = config.state / "site.log"
-        path.touch(mode=0o600)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        try:
+            config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)
+            handler = logging.FileHandler(path, encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"Cannot keep the site's log in {path}: {error.strerror}.",
+                remedy="Let the user who runs the client write to the folder 'state' of site.toml.",
+            ) from error
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.propagate = False

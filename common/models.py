@@ -85,13 +85,17 @@ def normalisation_of(study: Study, model: FederatedModel) -> str:
 
 def _create_backbone(study: Study) -> Any:
     name, size = study.backbone.name, study.backbone.image_size
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+    try:
+        known, settings = timm.is_model(name), timm.get_pretrained_cfg(name)
+    except RuntimeError:  # such a model, but no such tag behind the dot
+        known, settings = False, None
+    if not known:
+        names = timm.list_models() + timm.list_pretrained()
+        close = difflib.get_close_matches(name, names, n=3)
         raise UnknownBackboneError(
             f"timm {timm.__version__} knows no backbone {name!r}.",
             remedy=f"Did you mean {', '.join(close)}?" if close else "See timm.list_models().",
         )
-    settings = timm.get_pretrained_cfg(name)
     extra: dict[str, Any] = {"img_size": size} if settings and settings.fixed_input_size else {}
     try:
         backbone = timm.create_model(name, pretrained=False, num_classes=0, **extra)

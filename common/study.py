@@ -218,7 +218,7 @@ class Study(_Section):
 
 
 def _refusal(faults: list[Fault]) -> StudyError:
-    lines = [f"  - {fault.where}: {fault.what}; {fault.remedy}." for fault in faults]
+    lines = [f"  - {fault}" for fault in faults]
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     return StudyError(
         f"The study has {count}:\n" + "\n".join(lines),

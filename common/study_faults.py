@@ -46,6 +46,10 @@ class Fault(NamedTuple):
     what: str
     remedy: str
 
+    def __str__(self) -> str:
+        stop = "" if self.remedy.endswith("?") else "."
+        return f"{self.where}: {self.what}; {self.remedy}{stop}"
+
 
 def validated(model: type[Model], values: dict[str, Any]) -> tuple[Model | None, list[Fault]]:
     """Return the checked model, or None, and every fault of ``values``.

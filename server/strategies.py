@@ -6,6 +6,7 @@ To add one: a line in ``STRATEGY_OPTIONS`` (``common/study_faults.py``) for its 
 in ``_FLOWER`` below. The contract test then covers it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
@@ -57,23 +58,24 @@ class FoldingAverage:
     def begin(self, server_round: int, current: Arrays, capacity: float) -> None:
         """Start a round with empty sums."""
         del server_round  # the mean does not depend on it
-        self._current, self._capacity, self._received = current, capacity, 0.0
+        self._current, self._capacity = current, capacity
+        self._weights: list[float] = []
         self._sums = {name: ExactSum(value) for name, value in current.items()}
 
     def accept(self, site: str, change: Arrays, weight: float) -> None:
-        """Fold one reply in; nothing of it is kept."""
+        """Fold one reply in; nothing of it is kept but its weight."""
         del site  # a sum does not ask who
-        share = weight / self._capacity
         for name, total in self._sums.items():
-            total.add(change[name], share)
-        self._received += share
+            total.add(change[name], weight / self._capacity)
+        self._weights.append(weight)
 
     def finish(self) -> dict[str, Values]:
         """Return old plus weighted mean change, giving each sum's memory back on the way."""
-        if not self._received:
+        if not self._weights:
             return {name: self._current[name] for name in self._sums}
+        received = math.fsum(self._weights) / self._capacity  # the same in any order of arrival
         return {
-            name: self._sums.pop(name).applied_to(self._current[name], self._received)
+            name: self._sums.pop(name).applied_to(self._current[name], received)
             for name in list(self._sums)
         }
 

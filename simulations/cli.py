@@ -52,7 +52,7 @@ def deal(
     ] = "",
     sites: Annotated[int, typer.Option(min=1, help="How many hospitals.")] = 4,
     skew: Annotated[
-        str, typer.Option(help="iid, dirichlet:ALPHA, size:POWER, or several with commas.")
+        str, typer.Option(help="iid, dirichlet:ALPHA, size:POWER, scanner, or several with commas.")
     ] = "dirichlet:0.5",
     label: Annotated[str, typer.Option(help="Column of the labels.")] = "label",
     first: Annotated[int, typer.Option(min=1, help="Number of the first hospital.")] = 1,

@@ -62,6 +62,7 @@ PRETEXT = (
     (fundus_pretext, "none"),
     (fundus_pretext, "drusen"),
     (fundus_pretext, "haemorrhages"),
+    (fundus_pretext, "naevus"),
 )
 
 

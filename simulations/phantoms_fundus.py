@@ -53,7 +53,7 @@ def fundus(patient: int, view: int, *, diseased: bool, scanner: Scanner) -> Phan
 
 
 def fundus_pretext(patient: int, finding: str, scanner: Scanner) -> Phantom:
-    """Draw a photograph with "drusen", "haemorrhages" or "none"."""
+    """Draw a photograph with "drusen", "haemorrhages", a flat "naevus" or "none"."""
     return _photograph(patient, 0, finding=finding, scanner=scanner)
 
 
@@ -67,6 +67,8 @@ def _photograph(patient: int, view: int, *, finding: str, scanner: Scanner) -> P
     lesion = np.zeros((SIZE, SIZE), dtype=np.bool_)
     if finding in {"healthy", "melanoma"}:
         _add_benign(retina, eye, shared)
+    if finding == "naevus":
+        lesion = _add_naevus(retina, eye, shared, shared.uniform(12, 40))
     if finding == "melanoma":
         lesion = _add_melanoma(retina, eye, shared)
     if finding == "drusen":
@@ -82,11 +84,17 @@ def _photograph(patient: int, view: int, *, finding: str, scanner: Scanner) -> P
 def _add_benign(retina: Field, eye: Eye, rng: np.random.Generator) -> None:
     """Add what may worry a beginner: a flat naevus, a few small drusen."""
     if chance(rng, 0.6):
-        radius = rng.uniform(8, 19)
-        naevus = blob(rng, _somewhere(eye, rng, 60), (radius, radius * 0.85))
-        tint(retina, rng.uniform(0.45, 0.75) * cover(naevus, SIZE, soft=3), (0.33, 0.25, 0.2))
+        _add_naevus(retina, eye, rng, rng.uniform(8, 19))
     if chance(rng, 0.5):
         _add_drusen(retina, eye, rng, int(rng.integers(3, 16)), (1.0, 2.4))
+
+
+def _add_naevus(retina: Field, eye: Eye, rng: np.random.Generator, radius: float) -> Mask:
+    """Add a flat pigmented patch; ``radius`` in pixels of the photograph."""
+    naevus = blob(rng, _somewhere(eye, rng, 60), (radius, radius * 0.85))
+    share = cover(naevus, SIZE, soft=3)
+    tint(retina, rng.uniform(0.45, 0.75) * share, (0.33, 0.25, 0.2))
+    return share > _HALF
 
 
 def _somewhere(eye: Eye, rng: np.random.Generator, apart: float) -> tuple[float, float]:

@@ -27,7 +27,11 @@ def tables(summary: dict[str, Any]) -> Iterator[Table]:
     """
     for task, found in summary["tasks"].items():
         table = Table(
-            title=f"{task}: n test patients", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+            title=f"{task}: n test patients",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,  # without it, five digits of patients are cut
         )
         table.add_column("model", no_wrap=True)
         for name in ("n", *SHOWN.values()):

@@ -197,6 +197,8 @@ def test_every_command_and_option_has_its_place(program: str, name: str, command
                 assert default == "required", shown
             elif parameter.is_flag:
                 assert default == "off", shown
+            elif parameter.default == "":  # made from other arguments
+                assert re.fullmatch(r"[a-z' ]+", default), shown
             else:
                 assert default == f"`{parameter.default}`", shown
 
@@ -272,6 +274,13 @@ def test_links_lead_somewhere(file: Path) -> None:
 def _anchors(file: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def test_every_bench_has_a_row() -> None:
+    """Each module of the benches that can be run stands in their page."""
+    for module in (ROOT / "simulations" / "benches").glob("[!_]*.py"):
+        if "__main__" in module.read_text(encoding="utf-8"):
+            assert row_of(page("benches.md"), module.stem)
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda path: path.name)

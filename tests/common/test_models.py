@@ -113,6 +113,9 @@ def test_an_unknown_backbone_names_close_ones() -> None:
     with pytest.raises(UnknownBackboneError, match="no backbone 'resnet18x'") as refused:
         build_model(study_of("resnet18x"))
     assert "Did you mean resnet18" in refused.value.remedy
+    with pytest.raises(UnknownBackboneError, match="no backbone 'resnet18") as refused:
+        build_model(study_of("resnet18.a1_in2k"))
+    assert "Did you mean resnet18.a1_in1k" in refused.value.remedy
     with pytest.raises(UnknownBackboneError) as refused:
         build_model(study_of("§§§§"))
     assert "timm.list_models()" in refused.value.remedy

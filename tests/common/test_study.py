@@ -99,8 +99,8 @@ def load_text(text: str) -> Study:
 @pytest.mark.parametrize(
     ("path", "value", "where", "remedy"),
     [
-        ("backbone.nmae", "x", "backbone.nmae", "did you mean 'name'"),
-        ("tasks.t.windwo", [1, 2], "tasks.t.windwo", "did you mean 'window'"),
+        ("backbone.nmae", "x", "backbone.nmae", "'name'"),
+        ("tasks.t.windwo", [1, 2], "tasks.t.windwo", "'window'"),
         ("privacy", {}, "privacy", "known are backbone, federation, name"),
         ("rounds", 2.5, "rounds", "correct the value"),
         ("rounds", 0, "rounds", "correct the value"),
@@ -133,7 +133,7 @@ def load_text(text: str) -> Study:
         ("split", {"validation": 0.5, "test": 0.5}, "split", "make them smaller"),
         ("split.test", 0.9, "split", "make them smaller"),
         ("split.test", 1.0, "split.test", "correct the value"),
-        ("federation.strategy", "fedavgg", "federation.strategy", "did you mean 'fedavg'"),
+        ("federation.strategy", "fedavgg", "federation.strategy", "'fedavg'"),
         ("federation.strategy", "zzz", "federation.strategy", "use fedavg, fedprox"),
         ("federation.strategy", ["fedavg"], "federation.strategy", "correct the value"),
         ("federation.options", {"eta": 1}, "federation.options.eta", "remove it"),
@@ -241,7 +241,7 @@ def test_all_faults_are_told_at_once() -> None:
         Study.parse(values)
     head, *lines = refused.value.message.splitlines()
     assert head == f"The study has {len(lines)} faults:"
-    assert [line for line in lines if not re.fullmatch(r"  - [\w.]+: .+; .+\.", line)] == []
+    assert [line for line in lines if not re.fullmatch(r"  - [\w.]+: .+; .+[.?]", line)] == []
     assert {line.removeprefix("  - ").split(":")[0] for line in lines} == expected
     assert len(lines) == len(expected)
 

@@ -149,12 +149,12 @@ def test_reconstruction_noise_has_its_power_where_the_kernel_puts_it() -> None:
 
 
 def test_pretext_walks_through_its_classes() -> None:
-    """Nine images in a row are of the nine classes, ill or not as the class says."""
+    """Images in a row walk through all classes, ill or not as the class says."""
     rng = np.random.default_rng(0)
-    for index in range(9, 18):
+    for index in range(10, 20):
         pixels, number = pretext(rng, index)
-        assert number == index - 9
-        assert pixels.dtype == (np.int16, np.uint16, np.uint8)[number // 3]
+        assert number == index - 10
+        assert pixels.dtype == (np.int16, np.uint16, np.uint8)[min(number // 3, 2)]
     assert [finding for _, finding in PRETEXT].count("none") == 3
 
 

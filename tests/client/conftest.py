@@ -1,0 +1,140 @@
+"""Small hospitals, studies, orders and images, made on the fly."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from client.config import SiteConfig
+from client.dataset import Images
+from common.arrays import Array, digest
+from common.messages import Kind, Order
+from common.models import FederatedModel, build_model
+from common.study import Study
+from common.weights import layout_of, take
+
+TASKS: dict[str, dict[str, Any]] = {
+    "ct": {"modality": "CT", "classes": ["normal", "gaucher"], "positive": "gaucher"},
+    "mr": {"modality": "MR", "classes": ["none", "mild", "severe"]},
+}
+SPLITS = ("train", "train", "train", "train", "validation", "validation", "test", "test")
+"""The split of each patient of a task, unless a test says otherwise."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_study() -> Callable[..., Study]:
+    """Return the maker of a study of small networks; a section given updates the default's."""
+
+    def make(tasks: Sequence[str] = ("ct",), **sections: dict[str, Any]) -> Study:
+        # A file of weights is named, so that layers may be frozen; a site never opens it.
+        backbone = {"name": "test_resnet", "weights": "start.safetensors", "image_size": 32}
+        training = {"batch_size": 4, "head_lr": 1e-2, "backbone_lr": 1e-3}
+        values: dict[str, Any] = {
+            "name": "study",
+            "rounds": 3,
+            "seed": 7,
+            "backbone": backbone | sections.pop("backbone", {}),
+            "training": training | sections.pop("training", {}),
+            "tasks": {name: TASKS[name] for name in tasks},
+        }
+        return Study.parse(values | sections)
+
+    return make
+
+
+@pytest.fixture
+def make_hospital(tmp_path: Path) -> Callable[..., SiteConfig]:
+    """Return the maker of a hospital's folder: two PNG images of each patient, and its tables."""
+
+    def make(
+        name: str = "site-a",
+        *,
+        tasks: Sequence[str] = ("ct",),
+        splits: Sequence[str] = SPLITS,
+        device: str = "cpu",
+        max_unreadable: float = 0.1,
+    ) -> SiteConfig:
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = [f'name = "{name}"', f'device = "{device}"', "threads = 1", "[limits]"]
+        lines += [f"max_unreadable = {max_unreadable}"]
+        for task in tasks:
+            _write_task(folder / task, task, splits)
+            lines += [f"[data.{task}]", f'manifest = "{task}/labels.csv"']
+        (folder / "site.toml").write_text("\n".join(lines), encoding="utf-8")
+        return SiteConfig.load(folder)
+
+    return make
+
+
+def _write_task(folder: Path, task: str, splits: Sequence[str]) -> None:
+    classes = TASKS[task]["classes"]
+    rng = np.random.default_rng(len(classes))
+    (folder / "images").mkdir(parents=True)
+    rows = ["path,label,patient_id,split"]
+    for patient, split in enumerate(splits):
+        label = patient % len(classes)
+        for number in range(2):
+            path = f"images/scan_{patient}_{number}.png"
+            pixels = rng.integers(0, 100, (36, 40)) + 60 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / path)
+            rows.append(f"{path},{classes[label]},PATIENT-{task}-{patient},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def make_order() -> Callable[..., Order]:
+    """Return the maker of an order that carries a network; the study's own first one by default."""
+
+    def make(
+        study: Study,
+        kind: Kind = "train",
+        *,
+        tasks: Sequence[str] | None = None,
+        number: int = 1,
+        model: FederatedModel | None = None,
+        with_base: bool = True,
+    ) -> Order:
+        if kind == "check":
+            return Order("check", study, 0, {}, "", None)
+        model = model or build_model(study)
+        layout = layout_of(model, study)
+        names = layout.groups_of(study.tasks if tasks is None else tasks)
+        base: dict[str, Array] = take(model, layout.sent_once)
+        return Order(
+            kind,
+            study,
+            number,
+            {group: take(model, layout.groups[group]) for group in names},
+            digest(base),
+            base if with_base else None,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_images() -> Callable[..., Images]:
+    """Return the maker of prepared images whose brightness tells their class."""
+
+    def make(n: int = 12, *, classes: int = 2, channels: int = 1, seed: int = 0) -> Images:
+        rng = np.random.default_rng(seed)
+        labels = np.arange(n) % classes
+        noise = rng.uniform(0, 0.4, (n, channels, 32, 32))
+        pixels = noise + 0.6 * labels[:, None, None, None] / (classes - 1)
+        return Images(
+            torch.from_numpy(pixels).to(torch.float16),
+            torch.from_numpy(labels),
+            tuple(f"patient-{i // 2}" for i in range(n)),
+        )
+
+    return make

@@ -1,0 +1,212 @@
+"""Laws of a task's images in memory, and of the order in which training sees them."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from client.dataset import TaskData, batches, load_task, steps_per_epoch
+from client.images import read_image
+from client.manifest import Row
+from client.preprocess import prepare
+from common.errors import EmptyManifestError, ImageError
+from common.study import Task
+
+TASK = Task(modality="fundus", classes=["well", "ill"])
+LOG = logging.getLogger("test_dataset")
+
+sizes_of_tasks = st.dictionaries(st.sampled_from("abc"), st.integers(2, 70), min_size=1)
+
+
+def plain(sizes: dict[str, int], **settings: int) -> list[tuple[str, list[int]]]:
+    arguments = {"batch_size": 4, "epochs": 1, "seed": 0} | settings
+    return [(batch.task, batch.indices.tolist()) for batch in batches(sizes, **arguments)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=sizes_of_tasks, batch_size=st.integers(2, 20), epochs=st.integers(1, 3))
+def test_an_epoch_sees_every_image_once(
+    sizes: dict[str, int], batch_size: int, epochs: int
+) -> None:
+    """Each epoch's batches divide each task's images, with none left out and none twice."""
+    made = plain(sizes, batch_size=batch_size, epochs=epochs)
+    steps = steps_per_epoch(sizes, batch_size)
+    assert len(made) == epochs * steps
+    for first in range(0, len(made), steps):
+        seen: dict[str, list[int]] = defaultdict(list)
+        for task, indices in made[first : first + steps]:
+            seen[task] += indices
+        assert {t: sorted(v) for t, v in seen.items()} == {t: [*range(n)] for t, n in sizes.items()}
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=sizes_of_tasks, batch_size=st.integers(3, 20), seed=st.integers(0, 2**60))
+def test_batches_are_few_and_of_nearly_equal_size(
+    sizes: dict[str, int], batch_size: int, seed: int
+) -> None:
+    """A task makes ceil(n / B) batches of at most B, which differ by one image at most."""
+    made = plain(sizes, batch_size=batch_size, seed=seed)
+    for task, n in sizes.items():
+        lengths = [len(indices) for name, indices in made if name == task]
+        assert len(lengths) == -(-n // batch_size)
+        assert max(lengths) <= batch_size
+        assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 16])
+def test_no_batch_holds_a_single_image(batch_size: int) -> None:
+    """Batch norm, which cannot train on one image, never has to; pairs make room for a third."""
+    for n in range(2, 100):
+        lengths = [len(indices) for _, indices in plain({"a": n}, batch_size=batch_size)]
+        assert min(lengths) >= 2
+        assert max(lengths) <= max(batch_size, 3)
+        assert len(lengths) == steps_per_epoch({"a": n}, batch_size)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 6, 7, 23])
+def test_steps_are_counted_exactly(steps: int) -> None:
+    """``steps`` gives so many batches, over as many epochs as that takes, and the same ones."""
+    sizes = {"a": 10, "b": 9}
+    made = plain(sizes, steps=steps)
+    assert len(made) == steps
+    assert made == plain(sizes, epochs=4)[:steps]
+
+
+def test_the_seed_decides_the_order() -> None:
+    """The same seed gives the same batches, another seed and the next epoch give others."""
+    sizes = {"a": 30, "b": 20}
+    made = plain(sizes, epochs=2, seed=5)
+    assert made == plain(dict(reversed(sizes.items())), epochs=2, seed=5)
+    assert made != plain(sizes, epochs=2, seed=6)
+    half = len(made) // 2
+    assert made[:half] != made[half:]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tasks_are_mixed(seed: int) -> None:
+    """No task waits for another's end."""
+    order = [task for task, _ in plain({"a": 60, "b": 60}, seed=seed)]
+    changes = sum(one != other for one, other in pairwise(order))
+    assert changes >= 5
+
+
+def rows_of(folder: Path, pictures: Sequence[tuple[int, ...] | None], first: int = 2) -> list[Row]:
+    """Write PNG images of these shapes (None: a file that is no image) and return their rows."""
+    rng = np.random.default_rng(first)
+    rows = []
+    for line, shape in enumerate(pictures, first):
+        path = folder / f"scan-{line}.png"
+        if shape is None:
+            path.write_bytes(b"no image")
+        else:
+            Image.fromarray(rng.integers(0, 256, shape).astype(np.uint8)).save(path)
+        rows.append(Row(line, path, line % 2, f"hash-{line // 2}", f"hash-{line // 2}"))
+    return rows
+
+
+def load(
+    train: Sequence[Row],
+    validation: Sequence[Row] = (),
+    test: Sequence[Row] = (),
+    *,
+    max_unreadable: float = 0.1,
+    workers: int = 2,
+) -> TaskData:
+    return load_task(
+        {"train": train, "validation": validation, "test": test},
+        TASK,
+        size=32,
+        max_unreadable=max_unreadable,
+        workers=workers,
+        log=LOG,
+    )
+
+
+def test_every_row_arrives_prepared(tmp_path: Path) -> None:
+    """Pixels, labels and patients of each split stand in the order of its rows."""
+    rows = rows_of(tmp_path, [(40, 30)] * 9)
+    data = load(rows[:4], rows[4:6], rows[6:])
+    assert data.unreadable == 0
+    for images, part in zip(data.splits.values(), (rows[:4], rows[4:6], rows[6:]), strict=True):
+        expected = [prepare(read_image(row.path, modality="fundus"), 32) for row in part]
+        assert torch.equal(images.pixels, torch.stack(expected))
+        assert images.pixels.dtype == torch.float16
+        assert images.labels.tolist() == [row.label for row in part]
+        assert images.patients == tuple(row.patient for row in part)
+        assert len(images) == len(part)
+        assert images.n_patients == len({row.patient for row in part})
+
+
+def test_the_number_of_readers_changes_nothing(tmp_path: Path) -> None:
+    """One thread and eight give the same bytes in the same order."""
+    rows = rows_of(tmp_path, [(33, 40)] * 12)
+    one, eight = (load(rows, workers=workers).splits["train"] for workers in (1, 8))
+    assert torch.equal(one.pixels, eight.pixels)
+    assert one.patients == eight.patients
+
+
+def test_an_empty_split_has_no_images(tmp_path: Path) -> None:
+    """A split without rows is a set of no images, of the usual form."""
+    images = load(rows_of(tmp_path, [(40, 30)] * 2)).splits["test"]
+    assert len(images) == images.n_patients == 0
+    assert images.pixels.shape[2:] == (32, 32)
+
+
+def test_an_unreadable_image_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted and named with its line in the log, which names no patient; the rest loads."""
+    rows = rows_of(tmp_path, [(40, 30), None, (40, 30), (40, 30)])
+    more = rows_of(tmp_path, [(40, 30), None], first=50)
+    data = load(rows, more, max_unreadable=0.5)
+    assert data.unreadable == 2
+    assert data.splits["train"].labels.tolist() == [rows[i].label for i in (0, 2, 3)]
+    assert data.splits["train"].patients == tuple(rows[i].patient for i in (0, 2, 3))
+    assert len(data.splits["validation"]) == 1
+    assert len(caplog.messages) == 2
+    for message, row in zip(caplog.messages, (rows[1], more[1]), strict=True):
+        assert f"line {row.line}:" in message
+        assert str(row.path) in message
+        assert "hash-" not in message
+
+
+def test_the_tolerance_is_a_share_of_all_rows(tmp_path: Path) -> None:
+    """One unreadable image in ten is within a tenth, two are not, and all of them are listed."""
+    good = rows_of(tmp_path, [(40, 30)] * 9, first=100)
+    bad = rows_of(tmp_path, [None, None, None])
+    assert load(good, bad[:1]).unreadable == 1
+    with pytest.raises(ImageError, match=r"3 of 12 images") as refusal:
+        load(good, bad[:2], bad[2:])
+    for row in bad:
+        assert f"line {row.line}: {row.path}" in refusal.value.message
+    assert "max_unreadable" in refusal.value.remedy
+    with pytest.raises(ImageError):
+        load(good, bad[:1], max_unreadable=0)
+
+
+@pytest.mark.parametrize("pictures", [[], [(40, 30)], [(40, 30), None]])
+def test_one_image_is_too_few_to_train_on(
+    tmp_path: Path, pictures: list[tuple[int, ...] | None]
+) -> None:
+    """Fewer than two readable training images are refused, however many are held out."""
+    held_out = rows_of(tmp_path, [(40, 30)] * 5, first=50)
+    with pytest.raises(EmptyManifestError):
+        load(rows_of(tmp_path, pictures), held_out, held_out, max_unreadable=1)
+
+
+def test_grey_among_colour_gets_three_equal_channels(tmp_path: Path) -> None:
+    """In a mixed split grey is repeated and colour kept; a grey split stays at one channel."""
+    grey, colour, other = rows_of(tmp_path, [(40, 30), (40, 30, 3), (40, 30)])
+    mixed = load([grey, colour], [grey, other])
+    first, second = mixed.splits["train"].pixels
+    assert torch.equal(first[0], prepare(read_image(grey.path, modality="fundus"), 32)[0])
+    assert torch.equal(first[0], first[1])
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(second, prepare(read_image(colour.path, modality="fundus"), 32))
+    assert mixed.splits["validation"].pixels.shape == (2, 1, 32, 32)

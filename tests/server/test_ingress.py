@@ -1,0 +1,261 @@
+"""Laws of the coordinator's door: one wrong thing, and a reply is not used."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord
+
+from common.arrays import Array
+from common.errors import ReplyError
+from common.messages import (
+    Counted,
+    Declaration,
+    Order,
+    Reply,
+    Splits,
+    WireArrays,
+    order_from_record,
+    order_to_record,
+    reply_from_record,
+    reply_to_record,
+)
+from common.study import Study
+from server.exact_sum import largest_change
+from server.ingress import admit
+from server.roster import Member
+
+CURRENT: dict[str, dict[str, Array]] = {
+    "shared": {
+        "w": np.array([[1.0, -2.0], [0.5, 0.25]], np.float32),
+        "scalar": np.array(0.5, np.float32),
+        "none": np.zeros((0, 3), np.float32),
+    },
+    "head:ct": {"heads.ct.bias": np.zeros(2, np.float32)},
+}
+HELD_OUT = Counted(patients=2, images=4)
+TASK = Splits(train=Counted(patients=10, images=30), validation=HELD_OUT, test=HELD_OUT)
+DECLARED = Declaration(software="1", base="", tasks={"ct": TASK}, unreadable={}, patients=10)
+MEMBER = Member(1, "hospital-1", DECLARED, "")
+Make = Callable[..., Any]
+Spoil = Callable[[Reply], Reply]
+
+
+@pytest.fixture
+def order(make_study: Callable[..., Study]) -> Order:
+    return Order("train", make_study(), 2, CURRENT, "ab" * 32, None)
+
+
+@pytest.fixture
+def reply(order: Order, make_state: Make) -> Reply:
+    """An honest reply of one site."""
+    return Reply(
+        site="hospital-1",
+        digest=order.study.digest(),
+        round=2,
+        groups={
+            group: {name: np.asarray(value * np.float32(0.01)) for name, value in arrays.items()}
+            for group, arrays in CURRENT.items()
+        },
+        weights={"shared": 10.0, "head:ct": 10.0},
+        metrics={("ct", split): make_state(2, 1) for split in ("validation", "test")},
+    )
+
+
+def refusal(reply: Reply, order: Order, member: Member = MEMBER) -> str:
+    """Return why a reply is refused, the same as plain arrays and as they come over the wire."""
+    with pytest.raises(ReplyError) as plain:
+        admit(reply, order, member)
+    with pytest.raises(ReplyError) as wired:
+        admit(reply_from_record(reply_to_record(reply)), order, member)
+    assert wired.value.message == plain.value.message
+    return plain.value.message
+
+
+def test_a_good_reply_passes(order: Order, reply: Reply) -> None:
+    """An honest reply passes as plain arrays and over the wire; its states come back."""
+    wired_order = order_from_record(order_to_record(order))
+    for told, sent in (
+        (order, reply),
+        (wired_order, reply_from_record(reply_to_record(reply))),
+    ):
+        states = admit(sent, told, MEMBER)
+        assert set(states) == {("ct", "validation"), ("ct", "test")}
+        assert {(state.n_patients, state.n_images) for state in states.values()} == {(2, 4)}
+
+
+def test_an_evaluation_needs_no_arrays(order: Order, reply: Reply) -> None:
+    """The last exchange asks for metrics alone."""
+    told = order._replace(kind="evaluate", round=2)
+    assert admit(reply._replace(groups={}, weights={}), told, MEMBER)
+    assert "not on the images" in refusal(
+        reply._replace(groups={}, weights={}),
+        told,
+        Member(1, "hospital-1", DECLARED.model_copy(update={"tasks": {"ct": other_counts()}}), ""),
+    )
+
+
+def other_counts() -> Splits:
+    return TASK.model_copy(update={"test": Counted(patients=2, images=5)})
+
+
+def with_array(name: str, value: Array, group: str = "shared") -> Spoil:
+    def spoil(reply: Reply) -> Reply:
+        changed = {**reply.groups[group], name: value}
+        return reply._replace(groups={**reply.groups, group: changed})
+
+    return spoil
+
+
+def without_array(reply: Reply) -> Reply:
+    rest = {name: value for name, value in reply.groups["shared"].items() if name != "w"}
+    return reply._replace(groups={**reply.groups, "shared": rest})
+
+
+def with_weight(value: float, group: str = "shared") -> Spoil:
+    return lambda reply: reply._replace(weights={**reply.weights, group: value})
+
+
+def with_state(name: str, value: Array) -> Spoil:
+    def spoil(reply: Reply) -> Reply:
+        state = {**reply.metrics["ct", "test"], name: value}
+        return reply._replace(metrics={**reply.metrics, ("ct", "test"): state})
+
+    return spoil
+
+
+def w(value: float) -> Array:
+    return np.array([[value, 0.0], [0.0, 0.0]], np.float32)
+
+
+LIMIT = largest_change(CURRENT["shared"]["w"])
+GOOD = np.zeros((2, 2), np.float32)
+
+SPOILED: dict[str, tuple[Spoil, str]] = {
+    "name": (lambda r: r._replace(site="hospital-2"), "under another site's name"),
+    "digest": (lambda r: r._replace(digest="0" * 64), "for another study"),
+    "round": (lambda r: r._replace(round=1), "for round 1, not 2"),
+    "refusal": (lambda r: r._replace(refusal="diverged"), "hospital-1 refused: diverged"),
+    "no groups": (lambda r: r._replace(groups={}), "it has the groups []"),
+    "group missing": (
+        lambda r: r._replace(groups={"shared": r.groups["shared"]}),
+        "it has the groups ['shared'], not",
+    ),
+    "group extra": (
+        lambda r: r._replace(groups={**r.groups, "base": {"x": GOOD}}),
+        "it has the groups ['base', 'head:ct', 'shared'], not",
+    ),
+    "array missing": (without_array, "shared: names missing or unknown: w"),
+    "array extra": (with_array("x", GOOD), "shared: names missing or unknown: x"),
+    "shape": (with_array("w", np.zeros(4, np.float32)), "w is float32(4,), not float32(2, 2)"),
+    "scalar": (with_array("w", np.array(0, np.float32)), "w is float32(), not float32(2, 2)"),
+    "float64": (with_array("w", GOOD.astype(np.float64)), "w is float64(2, 2), not float32"),
+    "float16": (with_array("w", GOOD.astype(np.float16)), "w is float16(2, 2), not float32"),
+    "int64": (with_array("w", GOOD.astype(np.int64)), "w is int64(2, 2), not float32"),
+    "other bytes first": (with_array("w", GOOD.astype(">f4")), "w is >f4(2, 2), not float32"),
+    "text": (with_array("w", np.full((2, 2), "0")), "not float32(2, 2)"),
+    "NaN": (with_array("w", w(np.nan)), "shared: w has values that are not finite"),
+    "infinity": (with_array("w", w(-np.inf)), "shared: w has values that are not finite"),
+    "NaN scalar": (with_array("scalar", np.array(np.nan, np.float32)), "scalar has values"),
+    "too large": (with_array("w", w(LIMIT * 1.01)), f"w changed by more than {LIMIT:g}"),
+    "too large below zero": (with_array("w", w(-LIMIT * 1.01)), "w changed by more than"),
+    "weight 0": (with_weight(0.0), "shared: the weight 0.0 is not above 0"),
+    "weight negative": (with_weight(-1.0), "shared: the weight -1.0 is not above 0"),
+    "weight NaN": (with_weight(float("nan")), "shared: the weight nan is not above 0"),
+    "weight infinite": (with_weight(float("inf")), "shared: the weight inf is not above 0"),
+    "weight above": (with_weight(10.5), "the weight 10.5 is not above 0 and at most 10.0"),
+    "weight of a head above": (with_weight(11.0, "head:ct"), "head:ct: the weight 11.0"),
+    "weight missing": (lambda r: r._replace(weights={"shared": 1.0}), "its weights are not those"),
+    "weight extra": (with_weight(1.0, "base"), "its weights are not those of the groups"),
+    "no metrics": (lambda r: r._replace(metrics={}), "its metrics are not those"),
+    "a split missing": (
+        lambda r: r._replace(metrics={("ct", "test"): r.metrics["ct", "test"]}),
+        "its metrics are not those",
+    ),
+    "metrics of another task": (
+        lambda r: r._replace(metrics={**r.metrics, ("mr", "test"): r.metrics["ct", "test"]}),
+        "its metrics are not those",
+    ),
+    "metrics of the training split": (
+        lambda r: r._replace(metrics={**r.metrics, ("ct", "train"): r.metrics["ct", "test"]}),
+        "its metrics are not those",
+    ),
+    "metrics in other types": (
+        with_state("sums", np.zeros(2, np.float32)),
+        "metrics of ct on test: The metrics in the reply are refused",
+    ),
+    "metrics of fewer patients": (
+        with_state("counts", np.array([1, 4])),
+        "metrics of ct on test: not on the images that were declared",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_one_fault_is_enough(name: str, order: Order, reply: Reply) -> None:
+    """A reply that is right but for one thing is refused, and the thing is named."""
+    spoil, expected = SPOILED[name]
+    assert expected in refusal(spoil(reply), order)
+
+
+def test_metrics_of_other_images_are_refused(order: Order, reply: Reply, make_state: Make) -> None:
+    """A state that is sound in itself must be of the patients and images declared."""
+    for counts in (Counted(patients=2, images=6), Counted(patients=3, images=4)):
+        other = make_state(2, 1, counts)
+        spoiled = reply._replace(metrics={**reply.metrics, ("ct", "validation"): other})
+        assert "metrics of ct on validation: not on the images" in refusal(spoiled, order)
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x03\x00((("])
+@pytest.mark.parametrize("where", ["group", "metrics"])
+def test_bytes_that_are_no_array_are_refused(
+    data: bytes, where: str, order: Order, reply: Reply
+) -> None:
+    """Foreign bytes in place of an array cost the site the round, and not the coordinator."""
+    foreign = FlowerArray("float32", (2, 2), "numpy.ndarray", data)
+    found = reply_from_record(reply_to_record(reply))
+    name = "shared" if where == "group" else "metrics/ct/test"
+    record = reply_to_record(reply)
+    arrays = ArrayRecord(dict(record.array_records[name]))
+    arrays["w" if where == "group" else "sums"] = foreign
+    record[name] = arrays
+    assert isinstance(found.groups["shared"], WireArrays)
+    with pytest.raises(ReplyError) as refused:
+        admit(reply_from_record(record), order, MEMBER)
+    expected = "shared: w cannot be decoded" if where == "group" else "metrics of ct on test: Val"
+    assert expected in refused.value.message
+
+
+def test_limits_belong_to_what_is_allowed(order: Order, reply: Reply) -> None:
+    """The largest change and the declared weight themselves pass, and so does any less."""
+    admit(with_array("w", w(LIMIT))(reply), order, MEMBER)
+    admit(with_array("w", w(-LIMIT))(reply), order, MEMBER)
+    admit(with_weight(1e-3)(reply), order, MEMBER)
+
+
+@pytest.mark.parametrize(("weighting", "most"), [("patients", 10), ("images", 30), ("equal", 1)])
+def test_a_weight_is_bounded_as_the_study_weighs(
+    weighting: str, most: float, make_study: Callable[..., Study], order: Order, reply: Reply
+) -> None:
+    """What a site may weigh at most is what it declared, in the unit of the study."""
+    told = order._replace(study=make_study(federation={"weighting": weighting}))
+    sent = reply._replace(digest=told.study.digest())
+    exact = sent._replace(weights=dict.fromkeys(sent.weights, float(most)))
+    admit(exact, told, MEMBER)
+    text = refusal(with_weight(most + 0.5)(exact), told)
+    assert f"shared: the weight {most + 0.5} is not above 0 and at most {float(most)}" in text
+
+
+def test_all_faults_are_told_at_once(order: Order, reply: Reply) -> None:
+    """Name, study, round, arrays, weights and metrics: everything wrong is in one refusal."""
+    chosen = ("name", "digest", "round", "NaN", "weight 0", "metrics of fewer patients")
+    spoiled = with_array("heads.ct.bias", np.zeros(3, np.float32), "head:ct")(reply)
+    for name in chosen:
+        spoiled = SPOILED[name][0](spoiled)
+    text = refusal(spoiled, order)
+    assert "has 7 faults" in text
+    assert "heads.ct.bias is float32(3,), not float32(2,)" in text
+    for name in chosen:
+        assert SPOILED[name][1] in text

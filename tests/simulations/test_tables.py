@@ -1,0 +1,82 @@
+"""Laws of the tables on the terminal."""
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from simulations.run import read_summary
+from simulations.tables import SHOWN, tables
+
+WIDTH = 80
+
+
+def printed(summary: dict[str, Any]) -> list[str]:
+    """Return, table by table, what a terminal of 80 columns shows."""
+    shown = []
+    for table in tables(summary):
+        console = Console(file=StringIO(), width=WIDTH)
+        console.print(table)
+        shown.append(console.file.getvalue())  # type: ignore[attr-defined]
+    return shown
+
+
+def federated(text: str) -> str:
+    (row,) = [line for line in text.splitlines() if line.strip().startswith("federated")]
+    return row
+
+
+def test_tables_fit_a_terminal_whole(finished: Path) -> None:
+    """No line is wider than 80 columns, and no cell is cut."""
+    for text in printed(read_summary(finished)):
+        assert max(map(len, text.splitlines())) <= WIDTH
+        assert "…" not in text
+
+
+def test_thousands_of_patients_fit_too(finished: Path) -> None:
+    """Five digits of patients and two of sites leave every cell whole."""
+    summary = read_summary(finished)
+    for found in summary["tasks"].values():
+        found["pooled"]["n_patients"] = 12345
+        (figures, *_) = found["per_site"].values()
+        found["per_site"] = {"hospital-99": {**figures, "auroc": 1.0, "auroc_bound": 0.115}}
+    for text in printed(summary):
+        assert max(map(len, text.splitlines())) <= WIDTH
+        assert "12345" in text
+        assert "hospital-99" in text
+        assert "1.000±0.115" in text
+        assert "…" not in text
+
+
+def test_each_task_has_a_table_of_every_model(finished: Path) -> None:
+    """A table names its task, the federation, the three yardsticks and each site of the task."""
+    summary = read_summary(finished)
+    texts = printed(summary)
+    assert len(texts) == len(summary["tasks"])
+    for text, (task, found) in zip(texts, summary["tasks"].items(), strict=True):
+        sites = [f"at {site}" for site in found["per_site"]]
+        for word in (task, "federated", "alone, mean", "ensemble", "pooled data", *sites):
+            assert word in text
+
+
+def test_the_numbers_are_those_of_the_summary(finished: Path) -> None:
+    """Each row has patients and metrics to three digits, AUROC with its bound."""
+    summary = read_summary(finished)
+    for text, found in zip(printed(summary), summary["tasks"].values(), strict=True):
+        row = federated(text)
+        figures = found["pooled"]
+        cells = [f"{figures[name]:.3f}" for name in SHOWN]
+        cells[0] += f"±{figures['auroc_bound']:.3f}"
+        assert row.split()[1:] == [str(figures["n_patients"]), *cells]
+
+
+def test_what_is_undefined_is_a_dash(finished: Path) -> None:
+    """A metric that the patients leave undefined is shown as such, not as zero."""
+    summary = read_summary(finished)
+    summary["yardsticks"] = None
+    for found in summary["tasks"].values():
+        found["pooled"] |= {"auroc": None, "auroc_bound": None, "sensitivity": None}
+    for text in printed(summary):
+        assert federated(text).split().count("-") == 2
+        assert "ensemble" not in text

@@ -135,7 +135,7 @@ def _print_folders(folders: list[Path], *, as_json: bool) -> None:
         typer.echo(json.dumps([str(folder) for folder in folders]))
     else:
         for folder in folders:
-            out_console.print(f"made {folder}", highlight=False)
+            typer.echo(f"made {folder}")  # not through rich: brackets in a path are no markup
 
 
 def _print_summary(summary: dict[str, Any], run: Path, *, as_json: bool) -> None:
@@ -146,12 +146,11 @@ def _print_summary(summary: dict[str, Any], run: Path, *, as_json: bool) -> None
 
     for table in tables(summary):
         out_console.print(table)
-    out_console.print(
+    typer.echo(
         f"normalisation: {summary['normalisation']}; initial weights: "
-        f"{summary['weights']['source']}; {summary['seconds']['total']:.1f} s",
-        highlight=False,
+        f"{summary['weights']['source']}; {summary['seconds']['total']:.1f} s"
     )
-    out_console.print(f"written: {run}/summary.json, history.jsonl, model.safetensors, curves.png")
+    typer.echo(f"written: {run}/summary.json, history.jsonl, model.safetensors, curves.png")
 
 
 def main() -> None:

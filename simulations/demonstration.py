@@ -56,15 +56,26 @@ def run(out: Path, *, weights: str, console: Console) -> dict[str, Any]:
         console: Where progress is shown, if it is a terminal.
 
     Raises:
-        OutputError: ``out`` exists and is not empty.
+        OutputError: ``out`` exists and is not empty, or cannot be made.
         WeightsError: ``pretrained`` was asked for and timm's hub cannot be reached.
     """
-    if out.exists() and any(out.iterdir()):
-        raise OutputError(
-            f"{out} is not empty.", remedy="Give another --out, or --again to replace a demo."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text("Made by 'rarefed-sim demo', which may remove it.\n", encoding="utf-8")
+    _claim(out)
     with console.status("drawing phantoms"):
         made = hospitals.make(out / "hospitals", sites=SITES, patients=PATIENTS, images=IMAGES)
     return run_simulation(study(weights), made, out / "run", with_yardsticks=True, console=console)
+
+
+def _claim(out: Path) -> None:
+    """Make the folder and leave the mark in it."""
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise OutputError(
+                f"{out} is not empty.", remedy="Give another --out, or --again to replace a demo."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        text = "Made by 'rarefed-sim demo', which may remove it.\n"
+        (out / MARK).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"Cannot make {out}: {error.strerror}.", remedy="Give another --out."
+        ) from error

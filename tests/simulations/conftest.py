@@ -141,9 +141,7 @@ def long_study(study_of: StudyOf) -> Study:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    template: Path, long_study: Study, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def finished(template: Path, long_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of ``long_study`` with yardsticks; only to be read.
 
     Its hospitals stand beside it, in ``hospitals``.

@@ -27,7 +27,9 @@ def grid() -> LocalGrid:
 
 def orders(grid: LocalGrid, *, fails: int = -1) -> list[Message]:
     content = RecordDict({"order": ConfigRecord({"fails": fails})})
-    return [Message(content, dst_node_id=node, message_type="query") for node in grid.get_node_ids()]
+    return [
+        Message(content, dst_node_id=node, message_type="query") for node in grid.get_node_ids()
+    ]
 
 
 def number_of(reply: Message) -> object:

@@ -66,9 +66,7 @@ def pooled(parts: dict[str, Scores]) -> Scores:
     return np.concatenate(probabilities), np.concatenate(labels)
 
 
-def check_against_scikit_learn(
-    stated: dict[str, Any], found: Scores, positive: int | None
-) -> None:
+def check_against_scikit_learn(stated: dict[str, Any], found: Scores, positive: int | None) -> None:
     """Counts are exact, sums agree to rounding, and AUROC is within its own bound."""
     probabilities, truth = found
     said = probabilities.argmax(axis=1)
@@ -82,7 +80,9 @@ def check_against_scikit_learn(
         auroc = roc_auc_score(truth == positive, probabilities[:, positive])
         sensitivity = recall_score(truth, said, pos_label=positive)
         assert stated["sensitivity"] == pytest.approx(sensitivity)
-        assert stated["specificity"] == pytest.approx(recall_score(truth, said, pos_label=1 - positive))
+        assert stated["specificity"] == pytest.approx(
+            recall_score(truth, said, pos_label=1 - positive)
+        )
         assert stated["f1"] == pytest.approx(f1_score(truth, said, pos_label=positive))
         brier = brier_score_loss(truth == positive, probabilities[:, positive])
         assert stated["brier"] == pytest.approx(brier, rel=1e-5)
@@ -179,7 +179,11 @@ def test_phantoms_are_played_as_they_are_made(
 ) -> None:
     """DICOM of CT and MR and PNG of fundus go through the same run, unreadable ones none."""
     task = {"classes": ["healthy", "ill"], "positive": "ill"}
-    classes = {"gaucher": "gaucher", "neurofibromatosis": "neurofibroma", "ocular-melanoma": "melanoma"}
+    classes = {
+        "gaucher": "gaucher",
+        "neurofibromatosis": "neurofibroma",
+        "ocular-melanoma": "melanoma",
+    }
     modalities = dict(zip(classes, ("CT", "MR", "fundus"), strict=True))
     tasks = {
         name: {**task, "modality": modalities[name], "classes": ["healthy", ill], "positive": ill}

@@ -71,7 +71,7 @@ def check_shape(value: Any, shape: Any, where: str = "summary") -> None:
             check_shape(value[key], part, f"{where}.{key}")
     else:
         kinds = {"text": str, "count": int, "number": float | None}
-        assert isinstance(value, kinds[shape]), where  # type: ignore[arg-type]
+        assert isinstance(value, kinds[shape]), where
 
 
 def refuse(word: str) -> None:
@@ -153,9 +153,7 @@ def test_arrays_without_a_place_are_named(
     study = study_of("rings", rounds=1, backbone={"weights": str(weights)})
     played = play(study, find_hospitals(small), tmp_path / "run", threads=1)
     start = replace(played.start, left_out=("fc.bias", "fc.weight"))
-    summary = summarise(
-        study, replace(played, start=start), engine="inline", yardsticks=None
-    )
+    summary = summarise(study, replace(played, start=start), engine="inline", yardsticks=None)
     assert summary["weights"] == {
         "source": "small.safetensors", "left_out": ["fc.bias", "fc.weight"],
     }  # fmt: skip

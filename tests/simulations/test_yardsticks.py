@@ -136,7 +136,9 @@ def test_figures_are_those_of_scikit_learn(finished: Path, long_study: Study) ->
         for task in site.prepare(study).tasks:
             logits = logits_of(model, test[task], task, device=CPU)
             scores[task].append(softmax(logits.astype(float), axis=1))
-            check(summary["alone"][task]["per_site"][site.config.name], scores[task][-1], test[task])
+            check(
+                summary["alone"][task]["per_site"][site.config.name], scores[task][-1], test[task]
+            )
     for task in study.tasks:
         check(summary["ensemble"][task], np.mean(scores[task], axis=0), test[task])
 
@@ -152,7 +154,8 @@ def test_grey_and_colour_are_laid_together(small: Path, study_of: StudyOf) -> No
     """Where one site has grey images and another colour, grey ones get three equal channels."""
     study = study_of()
     grey, colour = (
-        yardsticks._images(study, site, "train") for site in (sites_of(small)[0], sites_of(small)[2])
+        yardsticks._images(study, site, "train")
+        for site in (sites_of(small)[0], sites_of(small)[2])
     )
     merged = yardsticks._merged([grey, {"spots": colour["bars"]}])["spots"]
     first = merged.pixels[: len(grey["spots"])]

@@ -37,7 +37,6 @@ def check(
     the site's own log.
     """
     from client.config import SiteConfig
-    from client.site import Site
     from common.errors import TaskWithoutSiteError
     from common.study import Study
 
@@ -48,6 +47,8 @@ def check(
             remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
         )
     with err.status("reading images"):
+        from client.site import Site  # seconds to load: first what can fail at once
+
         declaration = Site(config).declare(agreed)
     found = declaration.model_dump()
     if as_json:

@@ -94,10 +94,11 @@ def run(
     if engine not in ("inline", "ray"):
         raise typer.BadParameter("use inline or ray", param_hint="--engine")
     from common.study import Study
-    from simulations.federation import find_hospitals
-    from simulations.run import run_simulation
 
     agreed = Study.load(study)
+    from simulations.federation import find_hospitals  # seconds to load, so only now
+    from simulations.run import run_simulation
+
     summary = run_simulation(
         agreed,
         find_hospitals(hospitals),

@@ -26,15 +26,31 @@ POLL_SECONDS = 0.02
 LONGEST_POLL_SECONDS = 1.0
 
 
-def enrol(study: Study, grid: Grid, sites: int) -> list[Member]:
-    """Ask every site what it holds, and check that the study can begin with the answers."""
+def enrol(
+    study: Study, grid: Grid, sites: int, refused: dict[str, str] | None = None
+) -> list[Member]:
+    """Ask every site what it holds, and check that the study can begin with the answers.
+
+    Args:
+        study: What is to be trained.
+        grid: Flower's way to the sites.
+        sites: How many are expected; fewer are asked only once the study's deadline has passed.
+        refused: Filled with the reason of each site that answered but does not take part.
+
+    Returns:
+        The sites that take part, by name.
+
+    Raises:
+        FederationError: The study cannot begin; see ``check_roster``.
+    """
     deadline = time.monotonic() + study.federation.deadline_s
     pause = _Pause()
     while len(nodes := sorted(grid.get_node_ids())) < sites and time.monotonic() < deadline:
         pause()
     order = Order("check", study, 0, {}, "", None)
     messages = {node: _message(order, node) for node in nodes}
-    members, refusals = [], {}
+    members = []
+    refusals = {} if refused is None else refused
     for node, reply in _replies(grid, messages, study):
         if isinstance(reply, ReplyError):
             refusals[f"node {node}"] = reply.message
@@ -42,7 +58,9 @@ def enrol(study: Study, grid: Grid, sites: int) -> list[Member]:
             refusals[reply.site] = reply.refusal or "no declaration"
         elif reply.digest != study.digest() or not set(reply.declaration.tasks) <= set(study.tasks):
             refusals[reply.site] = "it answers for another study"
-        elif reply.declaration.tasks:
+        elif not reply.declaration.tasks:
+            refusals[reply.site] = "it has none of the study's tasks"
+        else:
             members.append(Member(node, reply.site, reply.declaration, reply.declaration.base))
     check_roster(study, members, refusals)
     return sorted(members, key=lambda member: member.name)

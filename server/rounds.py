@@ -35,6 +35,8 @@ class Outcome:
     """What a study left behind."""
 
     members: Sequence[Member]
+    refused: Mapping[str, str]
+    """Why a site that answered does not take part, by site."""
     records: list[RoundRecord] = field(default_factory=list)
     model: Path = Path()
 
@@ -76,8 +78,9 @@ def run_study(
     path = save_model(folder, start.arrays, _notes(study, 0))
     stored = StoredArrays(path, start.layout.sent_once)
     base = Base(digest_of(stored), stored)
-    members = enrol(study, grid, sites)
-    outcome = Outcome(members, model=path)
+    refused: dict[str, str] = {}
+    members = enrol(study, grid, sites, refused)
+    outcome = Outcome(members, refused, model=path)
     combiners = {group: make_combiner(group, study.federation) for group in start.layout.groups}
 
     for number in range(1, study.rounds + 2):

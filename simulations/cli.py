@@ -147,6 +147,8 @@ def _print_summary(summary: dict[str, Any], run: Path, *, as_json: bool) -> None
 
     for table in tables(summary):
         out_console.print(table)
+    for site, why in summary["refused"].items():
+        typer.echo(f"{site} takes no part: {why}")
     typer.echo(
         f"normalisation: {summary['normalisation']}; initial weights: "
         f"{summary['weights']['source']}; {summary['seconds']['total']:.1f} s"

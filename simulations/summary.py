@@ -23,6 +23,7 @@ def summarise(
         "study_digest": study.digest(),
         "engine": engine,
         "sites": [member.name for member in played.outcome.members],
+        "refused": dict(played.outcome.refused),
         "rounds": study.rounds,
         "seed": study.seed,
         "strategy": study.federation.strategy,

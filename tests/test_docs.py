@@ -227,6 +227,7 @@ def test_every_key_of_the_summary_is_described() -> None:
     named = set(re.findall(r"`([^`\n]+)`", page("summary.md").split("## `history.jsonl`")[0]))
     found = set(leaves(_summary()))
     found = {"unreadable.SITE.TASK" if key.startswith("unreadable") else key for key in found}
+    found = {"refused.SITE" if key.startswith("refused") else key for key in found}
     assert found <= named
     for name in ("alone", "ensemble", "pooled"):
         assert f'"{name}"' in Path(yardsticks.__file__).read_text(encoding="utf-8")
@@ -247,7 +248,7 @@ def _summary() -> dict[str, Any]:
     record = RoundRecord(2, 1, trained=False, tasks={"a-task": figures})
     record.bytes = {"a-site": {"down": 1, "up": 1}}
     start = Start(build_model(study), "none", ())
-    played = Played(Outcome([], [record]), start, "absent", 1.0, [])
+    played = Played(Outcome([], {"b-site": "data"}, [record]), start, "absent", 1.0, [])
     return summarise(study, played, engine="inline", yardsticks=None)
 
 

@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save_file
 
 from common.arrays import Array, Arrays, digest
 from common.errors import OrderError
-from common.files import write_atomic
+from common.files import replacing, write_atomic
 
 _PRIVATE = 0o600
 
@@ -68,4 +68,5 @@ class SiteStore:
 
     def _write(self, name: str, arrays: Arrays) -> None:
         values = {key: np.asarray(arrays[key], order="C") for key in arrays}
-        write_atomic(self._folder / name, save(values), mode=_PRIVATE)
+        with replacing(self._folder / name, mode=_PRIVATE) as temporary:
+            save_file(values, temporary)

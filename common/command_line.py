@@ -40,7 +40,8 @@ def _told(call: Callable[[], None]) -> None:
             raise
         # Escaped: a message may hold brackets, [data.TASK] for one, which are no markup.
         title, message = f"[bold red]{type(error).__name__}[/]", escape(error.message)
-        err.print(title, message, sep=": ", highlight=False)
+        err.print(title, message, sep=": ", highlight=False, soft_wrap=True)
         if error.remedy:
-            err.print(f"[bold]Remedy:[/] {escape(error.remedy)}", highlight=False)
+            remedy = f"[bold]Remedy:[/] {escape(error.remedy)}"
+            err.print(remedy, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -5,35 +5,43 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write ``data`` so that a reader sees the old file or the new one, never a part.
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Give a new file in place of ``path``: a reader sees the old one or all of the new one.
 
-    The bytes go to a temporary file beside the target, are synced, and take the name in one
-    step; the folder is synced too, so that the name survives a power cut.
+    What is yielded is a temporary file beside the target. When the block ends well it is synced
+    and takes the name in one step, and the folder is synced too, so that the name survives a
+    power cut; otherwise it is removed.
 
     Args:
         path: The file; its folder is made when it is missing.
-        data: All of its bytes.
         mode: Permission bits of the new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)  # noqa: PTH101 - the name is a plain string
-        os.replace(temporary, path)  # noqa: PTH105 - the same
+        yield temporary
+        temporary.chmod(mode)
+        _sync(temporary)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write ``data`` so that a reader sees the old file or the new one, never a part."""
+    with replacing(path, mode=mode) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
@@ -73,8 +81,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

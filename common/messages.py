@@ -15,7 +15,7 @@ cost, a weight may not.
 import io
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -34,6 +34,8 @@ MESSAGE_TYPES: Mapping[Kind, str] = {"check": "query", "train": "train", "evalua
 """Flower's message type for each kind of order."""
 
 _SAME_VERSION = "Install the same version of rarefed at the coordinator and at the site."
+
+Part = TypeVar("Part", ConfigRecord, MetricRecord)
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -147,8 +149,7 @@ class WireArrays(Mapping[str, Values]):
     @classmethod
     def of(cls, arrays: Arrays) -> Self:
         """Encode arrays once, so that many orders can carry the same bytes."""
-        encoded = {name: Array(np.asarray(value, order="C")) for name, value in arrays.items()}
-        return cls(ArrayRecord(encoded))
+        return cls(ArrayRecord({name: _encode(value) for name, value in arrays.items()}))
 
     def __getitem__(self, name: str) -> Values:
         """Return one array.
@@ -202,7 +203,7 @@ def order_from_record(record: RecordDict) -> Order:
         StudyMismatchError: The order speaks another protocol or is malformed, or its study is
             not the one whose digest it states.
     """
-    sent: Mapping[str, Any] = record.config_records.get("order", ConfigRecord())
+    sent: Mapping[str, Any] = _part(record, "order", ConfigRecord)
     if sent.get("protocol") != PROTOCOL:
         raise StudyMismatchError(
             f"The order speaks protocol {sent.get('protocol')!r}, this software {PROTOCOL}.",
@@ -218,7 +219,7 @@ def order_from_record(record: RecordDict) -> Order:
         ) from error
     if study.digest() != head.digest:
         raise StudyMismatchError("The order's study has another digest than the order states.")
-    arrays = {name: WireArrays(value) for name, value in record.array_records.items()}
+    arrays = {name: WireArrays(value) for name, value in _arrays_of(record).items()}
     return Order(head.kind, study, head.round, arrays, head.base, arrays.pop("base", None))
 
 
@@ -249,8 +250,9 @@ def reply_from_record(record: RecordDict) -> Reply:
         ReplyError: The reply is not of this form.
     """
     try:
-        header = _Header.model_validate_json(str(record.config_records["reply"]["header"]))
-        weights = {name: float(value) for name, value in record.metric_records["weights"].items()}  # type: ignore[arg-type]
+        header = _Header.model_validate_json(str(_part(record, "reply", ConfigRecord)["header"]))
+        sent = _part(record, "weights", MetricRecord)
+        weights = {name: float(value) for name, value in sent.items()}  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ReplyError(
             f"The reply is malformed: {error}",
@@ -260,7 +262,7 @@ def reply_from_record(record: RecordDict) -> Reply:
         raise ReplyError(f"The reply speaks protocol {header.protocol}, not {PROTOCOL}.")
     groups: dict[str, Arrays] = {}
     metrics: dict[tuple[str, str], Arrays] = {}
-    for name, arrays in record.array_records.items():
+    for name, arrays in _arrays_of(record).items():
         if name.startswith("metrics/") and name.count("/") == 2:  # noqa: PLR2004 - metrics/T/S
             _, task, split = name.split("/")
             metrics[task, split] = WireArrays(arrays)
@@ -281,14 +283,35 @@ def reply_from_record(record: RecordDict) -> Reply:
 
 def size_in_bytes(record: RecordDict) -> int:
     """Return how many bytes of content a record carries: arrays as sent, and its text."""
-    arrays = sum(len(a.data) for part in record.array_records.values() for a in part.values())
-    numbers = sum(8 * len(part) for part in record.metric_records.values())
+    arrays = sum(len(a.data) for part in _arrays_of(record).values() for a in part.values())
+    numbers = sum(8 * len(part) for part in record.values() if isinstance(part, MetricRecord))
     texts = sum(
         len(value.encode()) if isinstance(value, str) else 8
-        for part in record.config_records.values()
+        for part in record.values()
+        if isinstance(part, ConfigRecord)
         for value in part.values()
     )
     return arrays + numbers + texts
+
+
+def _encode(value: Values) -> Array:
+    """Do as ``Array(value)`` does, to the byte, but copy the values once instead of thrice."""
+    value = np.asarray(value, order="C")
+    header = _npy_header(str(value.dtype), value.shape)
+    data = b"".join((header, value.reshape(-1).view(np.uint8).data))
+    return Array(str(value.dtype), value.shape, "numpy.ndarray", data)
+
+
+# Flower's own ``record.array_records`` and its like tie the record into a cycle, so that its
+# arrays would stay in memory until Python's garbage collector comes by.
+def _arrays_of(record: RecordDict) -> dict[str, ArrayRecord]:
+    return {name: part for name, part in record.items() if isinstance(part, ArrayRecord)}
+
+
+def _part(record: RecordDict, name: str, kind: type[Part]) -> Part:
+    """Return one part of a record, empty where there is none of that kind."""
+    part = record.get(name)
+    return part if isinstance(part, kind) else kind()
 
 
 @lru_cache(maxsize=4096)

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from common.arrays import Array, Arrays
 from common.errors import OutputError
-from common.files import canonical_json, write_atomic
+from common.files import canonical_json, replacing
 
 MODEL = "model.safetensors"
 NOTES = "rarefed"
@@ -25,13 +25,13 @@ class StoredArrays(Mapping[str, Array]):
     """
 
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self._file = safe_open(path, framework="numpy")
+        self._file = safe_open(path, framework="pt")  # maps the file; "numpy" would copy it
         self._names = names
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._names:
             raise KeyError(name)
-        value: Array = self._file.get_tensor(name)
+        value: Array = self._file.get_tensor(name).numpy()
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -60,9 +60,10 @@ def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
     try:
         # One entry: safetensors writes several in an order that changes from run to run.
         header = {NOTES: canonical_json(dict(notes)).decode()}
-        write_atomic(path, save(values, metadata=header))
-    except OSError as error:
+        with replacing(path) as temporary:
+            save_file(values, temporary, metadata=header)
+    except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"Cannot write {path}: {error.strerror}.", remedy="Free space or choose another folder."
+            f"Cannot write {path}: {error}.", remedy="Free space or choose another folder."
         ) from error
     return path

@@ -29,8 +29,14 @@ def largest_change(current: NDArray[np.generic]) -> float:
     all are small): a training that moves a weight further has diverged. The grid's step is this
     value times 2**-46, so at most 1.2e-10 of the array's largest magnitude, if that is not small.
     """
-    magnitude = max(float(np.abs(current).max(initial=0.0)), _SMALLEST)
-    return _HEADROOM * 2.0 ** math.ceil(math.log2(magnitude))
+    largest = max(magnitude(current), _SMALLEST)
+    return _HEADROOM * 2.0 ** math.ceil(math.log2(largest))
+
+
+def magnitude(values: NDArray[np.generic]) -> float:
+    """Return the largest absolute value, 0 of an empty array; NaN if one is, without a copy."""
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    return high if math.isnan(low) else max(-low, high)
 
 
 class ExactSum:

@@ -91,6 +91,7 @@ def exchange(
             member.base = ""
         else:
             yield member, reply
+        del reply  # or it would stay in memory until the next one has come
     record.answered.sort()
     record.silent = sorted(set(orders) - heard)
 
@@ -117,11 +118,12 @@ def _replies(
     while waiting and time.monotonic() < deadline:
         before = len(waiting)
         for message_id, node in list(waiting.items()):
-            for message in grid.pull_messages([message_id]):
+            replies = list(grid.pull_messages([message_id]))
+            while replies:
                 del waiting[message_id]
-                if sizes and names and message.has_content():
-                    sizes[names[node].name]["up"] = size_in_bytes(message.content)
-                yield node, _decode(message)
+                if sizes and names and replies[0].has_content():
+                    sizes[names[node].name]["up"] = size_in_bytes(replies[0].content)
+                yield node, _decode(replies.pop())  # popped, so that nothing here still holds it
         if len(waiting) == before:
             pause()
         else:

@@ -103,9 +103,10 @@ def run_study(
             except ReplyError as error:
                 record.refused[member.name] = reply.refusal or error.message
                 member.base = ""  # whatever is wrong there, the next order brings all arrays
-                continue
-            member.base = base.digest
-            accept(combiners, reply, record)
+            else:
+                member.base = base.digest
+                accept(combiners, reply, record)
+            del reply  # or it would stay in memory until the next one has come
 
         record.tasks = history.task_figures(study, states)
         enough = len(record.answered) >= study.federation.quorum

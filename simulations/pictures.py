@@ -1,12 +1,27 @@
 """Curves of a played study, as PNG."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from common.errors import OutputError
 from server.history import RoundRecord
 
 SHOWN = ("auroc", "balanced_accuracy", "loss")
+
+
+def check_can_draw() -> None:
+    """Find out before a long run whether its curves can be drawn.
+
+    Raises:
+        OutputError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise OutputError(
+            "matplotlib is not installed, and curves.png needs it.",
+            remedy="Install rarefed[simulation].",
+        )
 
 
 def draw_curves(records: Sequence[RoundRecord], path: Path) -> None:

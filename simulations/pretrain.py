@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from client.images import CT_WINDOW, MR_PERCENTILES
 from client.preprocess import normalise, prepare
-from common.files import write_atomic
+from common.files import canonical_json, write_atomic
 from simulations.drawing import Pixels
 from simulations.phantoms import PRETEXT, pretext
 
@@ -96,7 +96,9 @@ def main(
     score = accuracy(model, *held_out)
     notes = {"backbone": BACKBONE, "images": str(images), "epochs": str(epochs), "seed": str(seed)}
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    write_atomic(out, save(state, metadata={**notes, "held_out_accuracy": f"{score:.3f}"}))
+    notes["held_out_accuracy"] = f"{score:.3f}"
+    # One entry: safetensors writes several in an order that changes from run to run.
+    write_atomic(out, save(state, metadata={"rarefed": canonical_json(notes).decode()}))
     typer.echo(f"{out}: accuracy {score:.3f} on {len(held_out[1])} held-out phantoms")
 
 

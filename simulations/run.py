@@ -16,7 +16,7 @@ from common.study import Study
 from server.history import HISTORY, RoundRecord
 from simulations import yardsticks
 from simulations.federation import Engine, Played, play
-from simulations.pictures import draw_curves
+from simulations.pictures import check_can_draw, draw_curves
 from simulations.summary import summarise
 
 
@@ -49,6 +49,7 @@ def run_simulation(
         RarefedError: As ``federation.play`` says.
     """
     _check_output(out)
+    check_can_draw()
     exchanges = study.rounds + 1
     with _progress(console) as bar:
         task = bar.add_task("reading weights and images", total=exchanges)

@@ -77,6 +77,7 @@ HARD: dict[str, list[Batch]] = {
     ],
     "shift": [two_class(400, seed=s, shift=d) for s, d in enumerate((-2, -1, 0, 1, 2))],
     "over-confident": [two_class(400, seed=s, scale=8) for s in range(5)],
+    "barely trained": [two_class(100, seed=s, scale=0.03) for s in range(4)],
     "rare and shifted": [two_class(400, seed=s, prevalence=0.02, shift=-6) for s in range(5)],
     "sharp": [two_class(400, seed=s, distance=0.7, scale=20) for s in range(5)],
 }

@@ -1,0 +1,176 @@
+"""What ``combine_memory`` measures: a round of ours, and one of Flower's, on made-up arrays."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from common import metrics
+from common.messages import (
+    Counted,
+    Declaration,
+    Reply,
+    Splits,
+    Training,
+    WireArrays,
+    reply_to_record,
+)
+from common.study import Study
+from common.weights import SHARED, Layout
+from server.checkpoint import StoredArrays, save_model
+from server.rounds import Start, run_study
+
+Shapes = Mapping[str, tuple[int, ...]]
+PATIENTS = 3
+
+
+def write_model(folder: Path, shapes: Shapes) -> None:
+    """Write a model of these shapes, and one site's change of it, unless they are there."""
+    if (folder / "model.safetensors").exists():
+        return
+    arrays = {name: _values(shape) for name, shape in shapes.items()}
+    for name, value in arrays.items():
+        np.save(folder / f"{name}.npy", value, allow_pickle=False)
+    save_model(folder, arrays, {})
+
+
+def our_round(folder: Path, shapes: Shapes, sites: int) -> Callable[[], None]:
+    """Return a call that plays one round of ``server/rounds.py`` and its last exchange."""
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    study = Study.parse(
+        {
+            "name": "memory",
+            "rounds": 1,
+            "backbone": {"name": "any", "weights": "none"},
+            "tasks": {"a": {"modality": "CT", "classes": ["no", "yes"]}},
+        }
+    )
+    start = StoredArrays(folder / "model.safetensors", tuple(shapes))
+    layout = Layout(groups={SHARED: tuple(shapes)}, local=(), base=())
+    grid = _Sites(study, folder, shapes, sites)
+
+    def play() -> None:
+        out = folder / f"run-{sites}"
+        done = run_study(study, grid, Start(layout, start), out, sites=sites, watch=lambda _: None)
+        answered = len(done.records[0].answered)
+        if answered != sites:
+            raise RuntimeError(f"{answered} of {sites} replies were used")
+
+    return play
+
+
+def flower_round(folder: Path, shapes: Shapes) -> Callable[[], None]:
+    """Return a call that lets Flower's FedAvg combine 4 replies."""
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def play() -> None:
+        replies = []
+        for node in range(1, 5):
+            arrays = _arrived(folder, shapes)
+            weight = MetricRecord({"num-examples": PATIENTS})
+            content = RecordDict({"arrays": arrays, "metrics": weight})
+            replies.append(Message(content, dst_node_id=node, message_type="train"))
+        FedAvg().aggregate_train(1, replies)
+
+    return play
+
+
+class _Sites(Grid):
+    """Sites that make each reply when it is pulled, and keep none."""
+
+    def __init__(self, study: Study, folder: Path, shapes: Shapes, count: int) -> None:
+        self._study, self._folder, self._shapes, self._count = study, folder, shapes, count
+        self._asked: dict[str, tuple[int, str]] = {}
+        logits, labels = np.zeros((PATIENTS, 2)), np.array([0, 1, 1])
+        state = metrics.update(metrics.zero(2, None), logits, labels, None)
+        self._state = metrics.to_arrays(metrics.with_patients(state, PATIENTS))
+
+    def set_run(self, run: Run) -> None:
+        """Do nothing."""
+
+    @property
+    def run(self) -> Run:
+        """An empty run."""
+        return Run.create_empty(run_id=1)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return 1, 2, ..."""
+        return range(1, self._count + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take note of who is asked what; the order itself is let go, as if it were sent."""
+        ids = []
+        for message in messages:
+            ids.append(os.urandom(8).hex())
+            self._asked[ids[-1]] = message.metadata.dst_node_id, message.metadata.message_type
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Make the replies that are asked for."""
+        return [self._reply(*self._asked.pop(i)) for i in message_ids]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push and pull in one."""
+        del timeout
+        return self.pull_messages(self.push_messages(messages))
+
+    def _reply(self, node: int, kind: str) -> Message:
+        record = reply_to_record(self._answer(f"site-{node}", kind))
+        return Message(record, dst_node_id=1, message_type=kind)
+
+    def _answer(self, site: str, kind: str) -> Reply:
+        digest = self._study.digest()
+        if kind == "query":
+            counted = Counted(patients=PATIENTS, images=PATIENTS)
+            splits = Splits(train=counted, validation=counted, test=counted)
+            declared = Declaration(
+                software="bench",
+                base="",
+                tasks={"a": splits},
+                unreadable={"a": 0},
+                patients=PATIENTS,
+            )
+            return Reply(site, digest, 0, declaration=declared)
+        trains = kind == "train"
+        return Reply(
+            site,
+            digest,
+            1 if trains else 2,
+            training=Training(steps=1, loss=1.0, seconds=1.0, evaluation_seconds=1.0),
+            groups={SHARED: WireArrays(_arrived(self._folder, self._shapes))} if trains else {},
+            weights={SHARED: float(PATIENTS)} if trains else {},
+            metrics={("a", split): self._state for split in ("validation", "test")},
+        )
+
+
+def _arrived(folder: Path, shapes: Shapes) -> ArrayRecord:
+    """Return arrays as a network would bring them: bytes, once in memory."""
+    return ArrayRecord(
+        {
+            name: Array("float32", shape, "numpy.ndarray", (folder / f"{name}.npy").read_bytes())
+            for name, shape in shapes.items()
+        }
+    )
+
+
+def _values(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * np.float32(0.02)

@@ -203,7 +203,8 @@ def order_from_record(record: RecordDict) -> Order:
         StudyMismatchError: The order speaks another protocol or is malformed, or its study is
             not the one whose digest it states.
     """
-    sent: Mapping[str, Any] = _part(record, "order", ConfigRecord)
+    part = record.get("order")
+    sent: Mapping[str, Any] = part if isinstance(part, ConfigRecord) else {}
     if sent.get("protocol") != PROTOCOL:
         raise StudyMismatchError(
             f"The order speaks protocol {sent.get('protocol')!r}, this software {PROTOCOL}.",
@@ -309,9 +310,11 @@ def _arrays_of(record: RecordDict) -> dict[str, ArrayRecord]:
 
 
 def _part(record: RecordDict, name: str, kind: type[Part]) -> Part:
-    """Return one part of a record, empty where there is none of that kind."""
+    """Return one part of a record; KeyError where there is none of that name and kind."""
     part = record.get(name)
-    return part if isinstance(part, kind) else kind()
+    if not isinstance(part, kind):
+        raise KeyError(name)
+    return part
 
 
 @lru_cache(maxsize=4096)

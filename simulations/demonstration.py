@@ -17,7 +17,7 @@ MARK = "rarefed-demo.txt"
 WEIGHTS = Path(__file__).parent / "weights" / "phantom_resnet.safetensors"
 """A small network that ``simulations/pretrain.py`` trained on phantoms of other tasks."""
 
-SITES, PATIENTS, IMAGES = 6, 40, 3
+SITES, PATIENTS, IMAGES = 6, 60, 3
 
 
 def study(weights: str) -> Study:
@@ -38,7 +38,7 @@ def study(weights: str) -> Study:
     return Study.parse(
         {
             "name": "demo",
-            "rounds": 8,
+            "rounds": 12,
             "seed": 1,
             "backbone": {**backbone, "normalisation": "local"},
             "tasks": tasks,

@@ -5,21 +5,25 @@
 - pooled: one model trained on all patients together, as many steps as all sites made in sum.
 
 All begin with the same weights, follow the same procedure (a fresh optimizer each round, as a
-site in the federation has) and are judged on the test patients of all sites together.
+site in the federation has) and are judged on the test patients of all sites together. Where batch
+norm lives, the pooled model is judged on each task with that task's own running statistics.
 Shapes: N images, K classes.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.dataset import Images, batches, steps_per_epoch
 from client.evaluate import logits_of, state_of
+from client.preprocess import normalise
 from client.site import Site
-from client.train import train
+from client.train import channel_statistics, train
 from common.metrics import METRICS
 from common.models import FederatedModel, build_model
 from common.seeds import stream
@@ -59,7 +63,8 @@ def measure(
     parts = [_images(study, site, "train") for site in sites]
     steps = sum(_steps(study, part) for part in parts)
     device = sites[0].device
-    pooled = _trained(study, start, _merged(parts), "pooled", steps, device)
+    merged = _merged(parts)
+    pooled = _trained(study, start, merged, "pooled", steps, device)
     return {
         "alone": {task: _alone(study, task, logits[task], test[task]) for task in study.tasks},
         "ensemble": {
@@ -68,9 +73,10 @@ def measure(
         },
         "pooled": {
             task: _figures(
-                study, task, logits_of(pooled, test[task], task, device=device), test[task]
+                study, task, logits_of(settled, test[task], task, device=device), test[task]
             )
             for task in study.tasks
+            for settled in [_with_statistics_of(task, pooled, merged, study)]
         },
     }
 
@@ -100,6 +106,34 @@ def _trained(
             torch.manual_seed(stream(seed, "dropout"))
             train(model, images, order, study, device=device)
     return model
+
+
+def _with_statistics_of(
+    task: str, model: FederatedModel, images: ByTask, study: Study
+) -> FederatedModel:
+    """Give living batch norm the running statistics of one task's training images.
+
+    Each batch of the training was of one task, so the network learned with each task's own
+    statistics; running statistics that mix CT with photographs would be neither's.
+    """
+    living = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    if len(images) == 1 or not living:
+        return model
+    settled = copy.deepcopy(model)
+    for module in settled.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean over all batches
+    device = next(model.parameters()).device
+    mean, std = channel_statistics(model, device)
+    settled.train()
+    sizes = {task: len(images[task])}
+    order = batches(sizes, batch_size=study.training.batch_size, epochs=1, seed=study.seed)
+    with torch.no_grad(), torch.random.fork_rng():
+        for batch in order:
+            pixels = images[task].pixels[torch.from_numpy(batch.indices)].to(device)
+            settled(normalise(pixels, mean, std), task)
+    return settled
 
 
 def _steps(study: Study, images: ByTask) -> int:

@@ -104,7 +104,7 @@ def task_of(folder: Path, positive: str | None) -> dict[str, Any]:
         classes = sorted({row["label"] for row in csv.DictReader(file)})
     modality = next((m for start, m in MODALITIES if folder.name.startswith(start)), "other")
     task: dict[str, Any] = {"modality": modality, "classes": classes}
-    if len(classes) == 2:  # noqa: PLR2004 - two classes have a positive one
+    if len(classes) == 2:
         task["positive"] = positive or classes[1]
     return task
 

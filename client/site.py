@@ -211,11 +211,12 @@ def _load(prepared: Prepared, order: Order) -> None:
         if prepared.base != order.base_digest:
             put(prepared.model, prepared.store.load_base(order.base_digest))
             prepared.base = order.base_digest
-        put(prepared.model, prepared.store.load_local())
-        for group, arrays in order.groups.items():
-            if set(arrays) != set(prepared.layout.groups[group]):
+        arrays = dict(prepared.store.load_local())
+        for group, found in order.groups.items():
+            if set(found) != set(prepared.layout.groups[group]):
                 raise OrderError(f"The order's group {group} has other arrays than the network.")
-            put(prepared.model, arrays)
+            arrays.update(found)
+        put(prepared.model, arrays)
     except ValueError as error:
         prepared.base = ""
         raise OrderError(f"The order's arrays do not fit the network: {error}") from error
@@ -227,9 +228,9 @@ def _changes(
     """Return local minus global by group, float32, and what each weighs."""
     declared = _declaration(prepared)
     groups, weights = {}, {}
+    local = take(prepared.model, [name for arrays in order.groups.values() for name in arrays])
     for group, current in order.groups.items():
-        local = take(prepared.model, prepared.layout.groups[group])
-        groups[group] = {name: value - current[name] for name, value in local.items()}
+        groups[group] = {name: local[name] - value for name, value in current.items()}
         weights[group] = declared.weight(group, prepared.study.federation.weighting)
     return groups, weights
 

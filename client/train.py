@@ -60,7 +60,8 @@ def train(
         loss = loss_of(model(x_BCHW, batch.task), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        add_proximal_gradient(model, start, mu)
+        if mu:
+            add_proximal_gradient(model, start, mu)
         if training.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
         optimizer.step()

@@ -14,7 +14,7 @@ cost, a weight may not.
 
 import io
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -298,9 +298,15 @@ def size_in_bytes(record: RecordDict) -> int:
 def _encode(value: Values) -> Array:
     """Do as ``Array(value)`` does, to the byte, but copy the values once instead of thrice."""
     value = np.asarray(value, order="C")
-    header = _npy_header(str(value.dtype), value.shape)
-    data = b"".join((header, value.reshape(-1).view(np.uint8).data))
-    return Array(str(value.dtype), value.shape, "numpy.ndarray", data)
+    dtype = _dtype_name(value.dtype)
+    data = b"".join((_npy_header(dtype, value.shape), value.reshape(-1).view(np.uint8).data))
+    return Array(dtype, value.shape, "numpy.ndarray", data)
+
+
+@cache
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    """NumPy spells a dtype's name anew each time, which adds up over thousands of arrays."""
+    return str(dtype)
 
 
 # Flower's own ``record.array_records`` and its like tie the record into a cycle, so that its

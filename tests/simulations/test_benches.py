@@ -1,103 +1,84 @@
-"""The benches' common form; what they measure is asserted nowhere, since machines differ."""
+"""Laws of ``simulations/benches``: what they say has one shape, and none is forgotten."""
 
-import importlib
 import json
 import pkgutil
-import subprocess
-import sys
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from simulations import benches
-from simulations.benches import combine_memory, demo, engines, overhead, real, wire
+import simulations.benches
+from common.errors import MissingFolderError
+from simulations.benches import combine_parts, real
 from simulations.benches.__main__ import BENCHES
-from simulations.benches.result import Result
-from simulations.run import read_summary
+from simulations.benches.result import KEYS, Result
 
-KEYS = ["name", "figure", "against", "ratio", "limit", "holds", "details"]
-
-
-def run(capsys: pytest.CaptureFixture[str], main: Callable[[], None]) -> tuple[int, dict[str, Any]]:
-    """Run a bench in this process; return its exit code and the object in its last line."""
-    with pytest.raises(typer.Exit) as ended:
-        main()
-    return ended.value.exit_code, json.loads(capsys.readouterr().out.splitlines()[-1])
+HELPERS = {"__main__", "combine_parts", "result", "studies"}
 
 
-def check(name: str, code: int, found: dict[str, Any]) -> None:
-    """Assert the frozen form, whatever the figures are."""
-    assert list(found) == KEYS
-    assert found["name"] == name
-    assert set(found["against"]) == {"what", "figure", "unit"}
-    assert all(isinstance(found[key], int | float) for key in ("figure", "ratio", "limit"))
-    assert isinstance(found["against"]["figure"], int | float)
-    assert isinstance(found["holds"], bool)
-    assert code == (0 if found["holds"] else 1)
+def summary_of(federated: float, pooled: float, alone: float) -> dict[str, Any]:
+    """Return as much of a summary as the judgement looks at."""
+    return {
+        "tasks": {"lung": {"pooled": {"auroc": federated}}},
+        "yardsticks": {
+            name: {"lung": {"auroc": value}}
+            for name, value in (("alone", alone), ("ensemble", 0.5), ("pooled", pooled))
+        },
+    }
 
 
-def test_all_benches_are_known() -> None:
-    """Each module with a command and a limit is run by ``make bench``, and no other."""
-    names = [module.name for module in pkgutil.iter_modules(benches.__path__)]
-    modules = [importlib.import_module(f"{benches.__name__}.{n}") for n in names if n[0] != "_"]
-    found = {m.__name__.rpartition(".")[2] for m in modules if hasattr(m, "main")}
-    assert found == set(BENCHES)
-    assert len(BENCHES) == len(set(BENCHES))
+def test_the_last_line_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    """A result prints exactly its keys as JSON, and its exit code says whether it holds."""
+    against = {"what": "a floor", "figure": 2.0, "unit": "s"}
+    good = Result("a", 1.0, against, 0.5, 1.1, holds=True)
+    assert good.tell() == 0
+    assert tuple(json.loads(capsys.readouterr().out)) == KEYS
+    assert Result("a", 3.0, against, 1.5, 1.1, holds=False).tell() == 1
+    assert tuple(field.name for field in fields(Result)) == KEYS
 
 
-def test_an_unknown_bench_is_refused() -> None:
-    """``--only`` with a name that is no bench ends with 2 and lists those that are."""
-    command = [sys.executable, "-m", "simulations.benches", "--only", "speed"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert all(name in done.stderr for name in BENCHES)
+def test_every_bench_is_run_by_make_bench() -> None:
+    """The list that ``make bench`` runs is exactly the modules that measure something."""
+    modules = {module.name for module in pkgutil.iter_modules(simulations.benches.__path__)}
+    assert set(BENCHES) == modules - HELPERS
 
 
-@pytest.mark.parametrize("holds", [True, False])
-def test_a_result_is_one_json_line(holds: bool, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: FBT001 - pytest's way
-    """A result prints one line of the frozen keys and answers 0 if it holds, else 1."""
-    result = Result("x", 2.0, {"what": "a floor", "figure": 1.0, "unit": "s"}, 2.0, 1.1, holds)
-    code = result.tell()
-    (line,) = capsys.readouterr().out.splitlines()
-    check("x", code, json.loads(line))
-
-
-def test_wire_has_the_form(capsys: pytest.CaptureFixture[str]) -> None:
-    """The bench of bytes says its result in the frozen form, and heads are the smaller part."""
-    code, found = run(capsys, lambda: wire.main("test_resnet", image_size=32, patients=10))
-    check("wire", code, found)
-    assert 0 < found["figure"] < found["against"]["figure"]
-
-
-def test_overhead_has_the_form(capsys: pytest.CaptureFixture[str]) -> None:
-    """The bench of time says its result in the frozen form."""
-    code, found = run(capsys, lambda: overhead.main(rounds=1, patients=6, repeats=1, threads=1))
-    check("overhead", code, found)
-
-
-def test_real_has_the_form(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bench on real images judges any summary with yardsticks, in the frozen form."""
-    result = real.judged(read_summary(finished))
-    code = result.tell()
-    check("real", code, json.loads(capsys.readouterr().out))
-    assert set(result.details["federated_minus_pooled"]) == {"spots", "bars", "rings"}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "main"),
+    ("federated", "pooled", "alone", "holds"),
     [
-        ("combine_memory", lambda: combine_memory.main(sites=[2])),
-        ("engines", lambda: engines.main(patients=6, rounds=1)),
-        ("demo", demo.main),
+        (0.90, 0.91, 0.85, True),
+        (0.95, 0.91, 0.85, True),
+        (0.90, 0.93, 0.85, False),
+        (0.90, 0.91, 0.90, False),
     ],
 )
-def test_a_slow_bench_has_the_form(
-    name: str, main: Callable[[], None], capsys: pytest.CaptureFixture[str]
+def test_real_holds_near_pooled_and_above_alone(
+    federated: float, pooled: float, alone: float, *, holds: bool
 ) -> None:
-    """A bench that starts other processes says its result in the frozen form."""
-    code, found = run(capsys, main)
-    check(name, code, found)
+    """At most 0.02 below pooled, and above the mean of the sites alone; anything else fails."""
+    found = real.judged(summary_of(federated, pooled, alone))
+    assert found.holds is holds
+    assert found.figure == federated
+
+
+def test_a_data_set_becomes_a_task(tmp_path: Path) -> None:
+    """Classes come from the labels, modality from the name; of two classes one is positive."""
+    folder = tmp_path / "oct_clinic"
+    folder.mkdir()
+    (folder / "labels.csv").write_text("path,label\na.png,ill\nb.png,healthy\n", encoding="utf-8")
+    assert real.find_datasets(tmp_path, None) == [folder]
+    task = real.task_of(folder, None)
+    assert task == {"modality": "OCT", "classes": ["healthy", "ill"], "positive": "ill"}
+    assert real.task_of(folder, "healthy")["positive"] == "healthy"
+    with pytest.raises(MissingFolderError):
+        real.find_datasets(tmp_path / "none", None)
+
+
+def test_the_made_up_round_uses_every_reply(tmp_path: Path) -> None:
+    """The round whose memory is measured is a real one: all its sites' replies are combined."""
+    shapes = {"backbone.a": (3, 4), "backbone.b": (5,)}
+    combine_parts.write_model(tmp_path, shapes)
+    combine_parts.our_round(tmp_path, shapes, 3)()
+    assert (tmp_path / "run-3" / "model.safetensors").exists()
+    combine_parts.flower_round(tmp_path, shapes)()

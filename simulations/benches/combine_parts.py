@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from common import metrics
@@ -25,6 +24,7 @@ from common.study import Study
 from common.weights import SHARED, Layout
 from server.checkpoint import StoredArrays, save_model
 from server.rounds import Start, run_study
+from simulations.grid import LocalGrid
 
 Shapes = Mapping[str, tuple[int, ...]]
 PATIENTS = 3
@@ -81,38 +81,16 @@ def flower_round(folder: Path, shapes: Shapes) -> Callable[[], None]:
     return play
 
 
-class _Sites(Grid):
+class _Sites(LocalGrid):
     """Sites that make each reply when it is pulled, and keep none."""
 
     def __init__(self, study: Study, folder: Path, shapes: Shapes, count: int) -> None:
-        self._study, self._folder, self._shapes, self._count = study, folder, shapes, count
+        super().__init__(ClientApp(), count)
+        self._study, self._folder, self._shapes = study, folder, shapes
         self._asked: dict[str, tuple[int, str]] = {}
         logits, labels = np.zeros((PATIENTS, 2)), np.array([0, 1, 1])
         state = metrics.update(metrics.zero(2, None), logits, labels, None)
         self._state = metrics.to_arrays(metrics.with_patients(state, PATIENTS))
-
-    def set_run(self, run: Run) -> None:
-        """Do nothing."""
-
-    @property
-    def run(self) -> Run:
-        """An empty run."""
-        return Run.create_empty(run_id=1)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return 1, 2, ..."""
-        return range(1, self._count + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take note of who is asked what; the order itself is let go, as if it were sent."""
@@ -126,18 +104,11 @@ class _Sites(Grid):
         """Make the replies that are asked for."""
         return [self._reply(*self._asked.pop(i)) for i in message_ids]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push and pull in one."""
-        del timeout
-        return self.pull_messages(self.push_messages(messages))
-
     def _reply(self, node: int, kind: str) -> Message:
-        record = reply_to_record(self._answer(f"site-{node}", kind))
+        record = reply_to_record(self._made(f"site-{node}", kind))
         return Message(record, dst_node_id=1, message_type=kind)
 
-    def _answer(self, site: str, kind: str) -> Reply:
+    def _made(self, site: str, kind: str) -> Reply:
         digest = self._study.digest()
         if kind == "query":
             counted = Counted(patients=PATIENTS, images=PATIENTS)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -256,6 +257,7 @@ def _declaration(prepared: Prepared) -> Declaration:
     )
 
 
+@cache
 def _software() -> str:
     with suppress(PackageNotFoundError):
         return version("rarefed")

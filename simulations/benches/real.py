@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from common.errors import MissingFolderError
+from common.errors import DataError, MissingFolderError
 from common.study import Study
 from simulations import hospitals
 from simulations.benches.result import Result
@@ -88,11 +88,14 @@ def find_datasets(data: Path, names: list[str] | None) -> list[Path]:
         MissingFolderError: None of them has a ``labels.csv``.
     """
     found = sorted(path.parent for path in data.glob("*/labels.csv"))
+    found = [path for path in found if len(labels_of(path)) > 1]
     wanted = names or [path.name for path in found if path.name in KNOWN]
     chosen = [path for path in found if not wanted or path.name in wanted]
+    for path in sorted(set(data.glob("*")) - set(chosen)):
+        Console(stderr=True).print(f"not used: {path.name}", highlight=False)
     if not chosen:
         raise MissingFolderError(
-            f"No data set in {data}: no folder below it has a labels.csv.",
+            f"No data set in {data}: no folder below it has a labels.csv with two labels.",
             remedy="Give --data, or set RAREFED_SHARED.",
         )
     return chosen
@@ -100,13 +103,18 @@ def find_datasets(data: Path, names: list[str] | None) -> list[Path]:
 
 def task_of(folder: Path, positive: str | None) -> dict[str, Any]:
     """Return the study's table of a data set: classes from its labels, modality from its name."""
-    with (folder / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
-        classes = sorted({row["label"] for row in csv.DictReader(file)})
+    classes = labels_of(folder)
     modality = next((m for start, m in MODALITIES if folder.name.startswith(start)), "other")
     task: dict[str, Any] = {"modality": modality, "classes": classes}
     if len(classes) == 2:
         task["positive"] = positive or classes[1]
     return task
+
+
+def labels_of(folder: Path) -> list[str]:
+    """Return the labels of a data set, sorted."""
+    with (folder / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
+        return sorted({row["label"] for row in csv.DictReader(file)})
 
 
 def slug(name: str) -> str:
@@ -115,24 +123,42 @@ def slug(name: str) -> str:
 
 
 def judged(summary: dict[str, Any]) -> Result:
-    """Compare the federated AUROC of each task with its yardsticks."""
+    """Compare the federated AUROC of each task with its yardsticks.
+
+    The figure is the worst margin, federated minus pooled; an undefined AUROC does not hold.
+
+    Raises:
+        DataError: No task has a defined AUROC.
+    """
     rows = {}
     for task, found in summary["tasks"].items():
         yardsticks = {
             name: figures[task]["auroc"] for name, figures in summary["yardsticks"].items()
         }
         rows[task] = {"federated": found["pooled"]["auroc"], **yardsticks}
-    margins = {task: row["federated"] - row["pooled"] for task, row in rows.items()}
+    undefined = sorted(task for task, row in rows.items() if None in row.values())
+    judgeable = {task: row for task, row in rows.items() if task not in undefined}
+    if not judgeable:
+        raise DataError(
+            "No task has an AUROC: no class has both positives and negatives to test on.",
+            remedy="Give larger data sets with --data, or another --seed.",
+        )
+    margins = {task: row["federated"] - row["pooled"] for task, row in judgeable.items()}
     worst = min(margins, key=margins.__getitem__)
-    above = all(row["federated"] > row["alone"] for row in rows.values())
+    above = all(row["federated"] > row["alone"] for row in judgeable.values())
     return Result(
         name="real",
-        figure=rows[worst]["federated"],
+        figure=margins[worst],
         against={"what": f"pooled, {worst}", "figure": rows[worst]["pooled"], "unit": "AUROC"},
         ratio=rows[worst]["federated"] / rows[worst]["pooled"],
         limit=-LIMIT,
-        holds=margins[worst] >= -LIMIT and above,
-        details={"auroc": rows, "federated_minus_pooled": margins, "above_alone": above},
+        holds=margins[worst] >= -LIMIT and above and not undefined,
+        details={
+            "auroc": rows,
+            "federated_minus_pooled": margins,
+            "above_alone": above,
+            "undefined": undefined,
+        },
     )
 
 

@@ -6,7 +6,8 @@ and test images, makes the same AdamW steps on the same batches, and at the end 
 averages the state dicts. Both work on the same prepared images with the same network and the
 same number of threads. The load is the demo's: how much the federation adds hangs on how much
 work an exchange holds. With one epoch of 40 patients, a round of three gradient steps, it was
-measured to add 20 %; with a backbone that anybody would use on real images, under 3 %.
+measured to add 20 %; with mobilenetv2_100 on real images, ``seconds.overhead`` of the summary was
+below 2 % of the whole.
 
 Other processes disturb a single run, so the two take turns and the least time of each counts.
 """

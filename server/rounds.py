@@ -23,7 +23,7 @@ from server import history
 from server.checkpoint import StoredArrays, save_model
 from server.exchange import enrol, exchange
 from server.history import RoundRecord
-from server.ingress import admit
+from server.ingress import States, admit
 from server.roster import Member
 from server.strategies import Combiner, make_combiner
 
@@ -96,17 +96,7 @@ def run_study(
         }
         if not last:
             begin(combiners, current, study, number, asked)
-        states = {}
-        for member, reply in exchange(grid, orders, study, record):
-            try:
-                states[member.name] = admit(reply, orders[member.name][1], member)
-            except ReplyError as error:
-                record.refused[member.name] = reply.refusal or error.message
-                member.base = ""  # whatever is wrong there, the next order brings all arrays
-            else:
-                member.base = base.digest
-                accept(combiners, reply, record)
-            del reply  # or it would stay in memory until the next one has come
+        states = hear(grid, orders, study, combiners, record)
 
         record.tasks = history.task_figures(study, states)
         enough = len(record.answered) >= study.federation.quorum
@@ -161,6 +151,29 @@ def begin(
             if not group.startswith("head:") or group.removeprefix("head:") in member.tasks
         ]
         combiner.begin(number, current[group], sum(weights))
+
+
+def hear(
+    grid: Grid,
+    orders: Mapping[str, tuple[Member, Order]],
+    study: Study,
+    combiners: Mapping[str, Combiner],
+    record: RoundRecord,
+) -> dict[str, States]:
+    """Send the orders, fold in each reply that may be used, and return the sites' metrics."""
+    states = {}
+    for member, reply in exchange(grid, orders, study, record):
+        order = orders[member.name][1]
+        try:
+            states[member.name] = admit(reply, order, member)
+        except ReplyError as error:
+            record.refused[member.name] = reply.refusal or error.message
+            member.base = ""  # whatever is wrong there, the next order brings all arrays
+        else:
+            member.base = order.base_digest
+            accept(combiners, reply, record)
+        del reply  # or it would stay in memory until the next one has come
+    return states
 
 
 def accept(combiners: Mapping[str, Combiner], reply: Reply, record: RoundRecord) -> None:

@@ -42,7 +42,9 @@ COMMANDS = [
     for program, app in APPS.items()
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 ]
-REGISTRIES = ("pypi", "pythonhosted", "anaconda", "download.pytorch", "npmjs", "crates")
+# In halves, since this file is looked through as well.
+HALVES = ("py|pi", "python|hosted", "ana|conda", "download.py|torch", "npm|js", "cra|tes")
+REGISTRIES = [name.replace("|", "") for name in HALVES]
 
 
 def page(name: str) -> str:
@@ -323,6 +325,7 @@ def test_no_file_names_a_package_registry() -> None:
     )
     if listed.returncode:
         pytest.skip("this is no git repository")
-    hosts = re.compile(rb"(%s)\.(org|io|com)" % "|".join(map(re.escape, REGISTRIES)).encode())
+    names = "|".join(map(re.escape, REGISTRIES)).encode()
+    hosts = re.compile(rb"(%s)\.(org|io|com)|--(extra-)?index[-]url|/simple[/]" % names)
     files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
     assert [path for path in files if path.is_file() and hosts.search(path.read_bytes())] == []

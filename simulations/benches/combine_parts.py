@@ -36,7 +36,8 @@ def write_model(folder: Path, shapes: Shapes) -> None:
         return
     arrays = {name: _values(shape) for name, shape in shapes.items()}
     for name, value in arrays.items():
-        np.save(folder / f"{name}.npy", value, allow_pickle=False)
+        encoded = WireArrays.of({name: value}).record[name]
+        (folder / f"{name}.npy").write_bytes(encoded.data)
     save_model(folder, arrays, {})
 
 

@@ -78,7 +78,7 @@ def _from_file(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{file} is no safetensors file: {error}",
-            remedy="Give a file written by safetensors; no other form is read.",
+            remedy="Give a file written by safetensors; another form is never read.",
         ) from error
 
 

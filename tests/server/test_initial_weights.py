@@ -1,5 +1,6 @@
 """Laws of where the network begins."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,10 @@ def test_a_missing_file_has_its_own_error(make_study: Make, tmp_path: Path) -> N
 
 
 def test_a_file_of_another_form_is_refused(make_study: Make, tmp_path: Path) -> None:
-    """A pickled checkpoint under the name of a safetensors file is never opened as one."""
+    """A checkpoint as torch writes it, an archive of Python objects, is never opened."""
     file = tmp_path / "start.safetensors"
-    torch.save({"w": torch.zeros(3)}, file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("start/data.pkl", bytes.fromhex("80045d942e"))
     with pytest.raises(WeightsError, match="is no safetensors file") as refused:
         initial_model(study_with(make_study, file))
     assert "never read" in refused.value.remedy

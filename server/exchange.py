@@ -12,12 +12,12 @@ from common.messages import (
     MESSAGE_TYPES,
     Order,
     Reply,
-    WireArrays,
     order_to_record,
     reply_from_record,
     size_in_bytes,
 )
 from common.study import Study
+from common.wire_arrays import WireArrays
 from server.history import RoundRecord
 from server.roster import Member, check_roster
 

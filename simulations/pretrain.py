@@ -20,7 +20,8 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from client.images import CT_WINDOW, MR_PERCENTILES
+from client.dicom import MR_PERCENTILES
+from client.images import CT_WINDOW
 from client.preprocess import normalise, prepare
 from common.files import canonical_json, write_atomic
 from simulations.drawing import Pixels
@@ -43,7 +44,7 @@ def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(pixels: Pixels) -> NDArray[np.float32]:
-    """Bring CT, MR or fundus to [0, 1], as ``client/images.py`` does with their files."""
+    """Bring CT, MR or fundus to [0, 1], as ``client/dicom.py`` does with their files."""
     if pixels.dtype == np.int16:
         centre, width = CT_WINDOW
         low, high = centre - width / 2, centre + width / 2

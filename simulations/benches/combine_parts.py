@@ -17,11 +17,11 @@ from common.messages import (
     Reply,
     Splits,
     Training,
-    WireArrays,
     reply_to_record,
 )
 from common.study import Study
 from common.weights import SHARED, Layout
+from common.wire_arrays import WireArrays
 from server.checkpoint import StoredArrays, save_model
 from server.rounds import Start, run_study
 from simulations.grid import LocalGrid

@@ -24,7 +24,6 @@ from common.messages import (
     Reply,
     Splits,
     Training,
-    WireArrays,
     order_from_record,
     order_to_record,
     reply_from_record,
@@ -32,6 +31,7 @@ from common.messages import (
     size_in_bytes,
 )
 from common.study import Study
+from common.wire_arrays import WireArrays
 
 STUDY = Study.parse(
     {

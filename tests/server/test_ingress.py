@@ -16,13 +16,13 @@ from common.messages import (
     Order,
     Reply,
     Splits,
-    WireArrays,
     order_from_record,
     order_to_record,
     reply_from_record,
     reply_to_record,
 )
 from common.study import Study
+from common.wire_arrays import WireArrays
 from server.exact_sum import largest_change
 from server.ingress import admit
 from server.roster import Member

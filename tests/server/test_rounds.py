@@ -11,10 +11,11 @@ from safetensors import safe_open
 
 from common.arrays import Array, digest
 from common.errors import QuorumError, TaskWithoutSiteError
-from common.messages import Order, Reply, WireArrays
+from common.messages import Order, Reply
 from common.models import build_model
 from common.study import Study
 from common.weights import Layout, layout_of, take
+from common.wire_arrays import WireArrays
 from server.checkpoint import MODEL, NOTES, StoredArrays
 from server.history import HISTORY, RoundRecord
 from server.rounds import Outcome, Start, run_study, sample

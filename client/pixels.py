@@ -1,0 +1,32 @@
+"""What every image must be, whatever file it came from."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ImageError
+
+Pixels = NDArray[Any]
+
+MAX_PIXELS = 64_000_000
+"""An image with more is refused from its header, before a byte of it is decoded."""
+
+
+def check_size(rows: int, columns: int) -> None:
+    """Refuse a size of which no image can be, or be decoded safely, before it is decoded."""
+    if rows < 1 or columns < 1:
+        raise ImageError(f"it has {rows} rows and {columns} columns", remedy="Export it again.")
+    if rows * columns > MAX_PIXELS:
+        raise ImageError(
+            f"{rows} x {columns} pixels are more than {MAX_PIXELS:,}",
+            remedy="Export it at a lower resolution.",
+        )
+
+
+def check_varied(pixels: Pixels) -> None:
+    """Refuse values that are not finite, and an image that shows nothing."""
+    if not np.isfinite(pixels).all():
+        raise ImageError("some values are not finite", remedy="Export the image again.")
+    if pixels.min() == pixels.max():
+        raise ImageError("every pixel has the same value", remedy="Take it out of the manifest.")

@@ -12,7 +12,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # 'check' goes from the quickest to the slowest
-.PHONY: help demo test test-slow check format-check lint types walls docs bench format lock clean
+.PHONY: help demo federation test test-slow check format-check lint types walls docs bench format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
@@ -20,6 +20,9 @@ help: ## List the targets
 
 demo: $(INSTALLED) ## Play a small federation on phantom images and print its table
 	$(BIN)/rarefed-sim demo --out demo --again
+
+federation: $(INSTALLED) ## Deploy a federation on this machine, kill its processes, compare with the simulation
+	$(BIN)/rarefed-sim rehearse --out rehearsal --again --separate --images $${RAREFED_SHARED:-../shared}/data
 
 test: $(INSTALLED) ## Run the tests, without the slow ones
 	$(BIN)/pytest
@@ -56,7 +59,7 @@ lock: $(UV) ## Resolve the dependencies of pyproject.toml anew into requirements
 		--all-extras pyproject.toml --quiet -o requirements.lock --custom-compile-command "make lock"
 
 clean: ## Remove .venv, caches and the demo's results
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist demo
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist demo rehearsal
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(UV):

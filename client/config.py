@@ -38,6 +38,11 @@ class Limits(_Section):
 
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of a task's rows that may be unreadable before the site refuses to take part."""
+    extra_rounds: Annotated[int, Field(ge=0, le=100_000)] = 5
+    """Trainings of one study that the site allows beyond the study's own number of rounds, for
+    rounds that had to be redone."""
+    max_order_mb: Annotated[int, Field(ge=1, le=1024 * 1024)] = 4096
+    """The largest order that the vault takes, in megabytes (10^6 bytes)."""
 
 
 class SiteConfig(_Section):
@@ -49,7 +54,13 @@ class SiteConfig(_Section):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads of torch; 0 leaves torch's own choice."""
     state: Path = Path("state")
-    """Folder of what must survive a restart: the site's key, and later its ledger and log."""
+    """The vault's folder, of what must survive a restart: the site's key, ledger and logs."""
+    socket: Path = Path("run/vault.sock")
+    """Where the vault listens for its courier."""
+    socket_group: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?$")] = ""
+    """Group whose members may speak to the vault; left empty, only its own user may."""
+    courier: Path = Path("courier")
+    """The courier's folder, of its key to the coordinator and its logs."""
     data: Annotated[dict[Slug, TaskFiles], Field(min_length=1)]
     """The tasks that the site has images for, by the study's names."""
     limits: Limits = Limits()
@@ -74,7 +85,8 @@ class SiteConfig(_Section):
             task: files.model_copy(update={"manifest": folder / files.manifest})
             for task, files in config.data.items()
         }
-        return config.model_copy(update={"state": folder / config.state, "data": data})
+        paths = {name: folder / getattr(config, name) for name in ("state", "socket", "courier")}
+        return config.model_copy(update={**paths, "data": data})
 
     @property
     def key_file(self) -> Path:

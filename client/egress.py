@@ -57,6 +57,7 @@ def _group_faults(reply: Reply, order: Order) -> Iterator[str]:
     if set(reply.groups) != expected or set(reply.weights) != expected:
         yield f"groups {sorted(reply.groups)}, where {sorted(expected)} were asked for"
         return
+    dtype = np.dtype(order.study.federation.update_dtype)
     for group, change in reply.groups.items():
         asked = order.groups[group]
         if not math.isfinite(reply.weights[group]):
@@ -65,7 +66,7 @@ def _group_faults(reply: Reply, order: Order) -> Iterator[str]:
             yield f"{group}: other arrays than were asked for"
             continue
         for name, value in change.items():
-            if value.dtype != np.float32 or value.shape != asked[name].shape:
+            if value.dtype != dtype or value.shape != asked[name].shape:
                 yield f"{group}: {name} is {value.dtype}{value.shape}"
             elif not np.isfinite(value).all():
                 yield f"{group}: {name} is not finite"

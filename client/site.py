@@ -1,13 +1,10 @@
 """The site: answers an order from its own data, and lets out nothing but what was asked for."""
 
-import logging
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import torch
 from flwr.app import RecordDict
 
@@ -16,6 +13,7 @@ from client.config import SiteConfig, site_key
 from client.dataset import Images, TaskData, batches, load_task
 from client.evaluate import evaluate
 from client.manifest import read_manifest
+from client.site_log import open_log
 from client.split import split_rows
 from client.store import SiteStore
 from client.train import train
@@ -35,6 +33,7 @@ from common.messages import (
 from common.models import FederatedModel, build_model
 from common.seeds import stream
 from common.study import Study
+from common.versions import software_version
 from common.weights import Layout, layout_of, put, take
 
 
@@ -63,7 +62,7 @@ class Site:
 
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
-        self.log = _site_log(config)
+        self.log = open_log(config)
         self.device = _device(config.device)
         self._prepared: Prepared | None = None
 
@@ -180,7 +179,7 @@ class Site:
             done = train(prepared.model, images, order_of_batches, study, device=self.device)
         prepared.base = base
         if prepared.layout.local:
-            prepared.store.save_local(take(prepared.model, prepared.layout.local))
+            prepared.store.save_local(take(prepared.model, prepared.layout.local), number)
         return done.steps, done.loss
 
 
@@ -209,10 +208,11 @@ def _load(prepared: Prepared, order: Order) -> None:
     try:
         if order.base is not None:
             prepared.store.save_base(order.base, order.base_digest)
-        if prepared.base != order.base_digest:
+        arrays = prepared.store.load_local(order.round)
+        untrained = bool(prepared.layout.local) and not arrays  # a first round, perhaps redone
+        if prepared.base != order.base_digest or untrained:
             put(prepared.model, prepared.store.load_base(order.base_digest))
             prepared.base = order.base_digest
-        arrays = dict(prepared.store.load_local())
         for group, found in order.groups.items():
             if set(found) != set(prepared.layout.groups[group]):
                 raise OrderError(f"The order's group {group} has other arrays than the network.")
@@ -226,12 +226,13 @@ def _load(prepared: Prepared, order: Order) -> None:
 def _changes(
     prepared: Prepared, order: Order
 ) -> tuple[dict[str, dict[str, Array]], dict[str, float]]:
-    """Return local minus global by group, float32, and what each weighs."""
+    """Return local minus global by group, in the study's type of number, and what each weighs."""
     declared = _declaration(prepared)
     groups, weights = {}, {}
+    dtype = np.dtype(prepared.study.federation.update_dtype)
     local = take(prepared.model, [name for arrays in order.groups.values() for name in arrays])
     for group, current in order.groups.items():
-        groups[group] = {name: local[name] - value for name, value in current.items()}
+        groups[group] = {name: (local[name] - old).astype(dtype) for name, old in current.items()}
         weights[group] = declared.weight(group, prepared.study.federation.weighting)
     return groups, weights
 
@@ -242,7 +243,7 @@ def _declaration(prepared: Prepared) -> Declaration:
 
     train_patients = {p for d in prepared.tasks.values() for p in d.splits["train"].patients}
     return Declaration(
-        software=_software(),
+        software=software_version(),
         base=prepared.store.base_digest(),
         tasks={
             name: Splits(
@@ -257,13 +258,6 @@ def _declaration(prepared: Prepared) -> Declaration:
     )
 
 
-@cache
-def _software() -> str:
-    with suppress(PackageNotFoundError):
-        return version("rarefed")
-    return "unknown"
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -274,24 +268,3 @@ def _device(name: str) -> torch.device:
             remedy="Set 'device' in site.toml to cpu or auto, or install torch with CUDA.",
         )
     return device
-
-
-def _site_log(config: SiteConfig) -> logging.Logger:
-    """Return the site's own log, a file in its state folder that nobody else may read."""
-    log = logging.getLogger(f"rarefed.site.{config.name}.{abs(hash(config.state))}")
-    if not log.handlers:
-        path = config.state / "site.log"
-        try:
-            config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.touch(mode=0o600)
-            handler = logging.FileHandler(path, encoding="utf-8")
-        except OSError as error:
-            raise DataError(
-                f"Cannot keep the site's log in {path}: {error.strerror}.",
-                remedy="Let the user who runs the client write to the folder 'state' of site.toml.",
-            ) from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
-        log.setLevel(logging.INFO)
-    return log

@@ -1,15 +1,20 @@
-"""What a site must remember of a study: the base it was sent once, and its local arrays."""
+"""What a site must remember of a study: base, local arrays, and its last reply."""
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+from flwr.app import RecordDict
 from safetensors.numpy import load_file, save_file
 
 from common.arrays import Array, Arrays, digest
+from common.bodies import write_body
 from common.errors import OrderError
 from common.files import replacing, write_atomic
 
+KEPT_ROUNDS = 2
+"""After a round its own local arrays are kept and those that it started from."""
 _PRIVATE = 0o600
 
 
@@ -52,21 +57,81 @@ class SiteStore:
             raise OrderError("This site does not hold the base that the order builds on.")
         return dict(load_file(self._folder / "base.safetensors"))
 
-    def save_local(self, arrays: Arrays) -> None:
-        """Keep the arrays that never leave this site."""
-        self._write("local.safetensors", arrays)
+    def save_local(self, arrays: Arrays, number: int) -> None:
+        """Keep the arrays that never leave this site, as they are after a round.
 
-    def load_local(self) -> dict[str, Array]:
-        """Return the arrays that never leave this site; none before its first training."""
-        file = self._folder / "local.safetensors"
-        return dict(load_file(file)) if file.is_file() else {}
+        Those that the round started from stay too, for a round that is redone; older ones go.
+
+        Args:
+            arrays: The arrays.
+            number: The round that they come from; 1, 2, ...
+        """
+        if not self._local_rounds():
+            self._write(_local_name(0), {})  # there was nothing before the first round here
+        self._write(_local_name(number), arrays)
+        for old in self._local_rounds()[:-KEPT_ROUNDS]:
+            (self._folder / _local_name(old)).unlink()
+
+    def load_local(self, number: int) -> dict[str, Array]:
+        """Return the arrays that never leave this site, as they were before a round.
+
+        They are none before the site's first training.
+
+        Raises:
+            OrderError: The round is older than what is kept.
+        """
+        rounds = self._local_rounds()
+        if not rounds:
+            return {}
+        if not (earlier := [kept for kept in rounds if kept < number]):
+            raise OrderError(
+                f"Round {number} was asked for again, but this site has gone on and keeps its "
+                f"local arrays of the rounds {rounds} alone.",
+                remedy=f"If the study has truly begun anew, move {self._folder} away.",
+            )
+        return dict(load_file(self._folder / _local_name(earlier[-1])))
+
+    def save_reply(self, record: RecordDict, order_digest: str) -> Path:
+        """Keep the reply to an order, in place of the one before, and return its file.
+
+        Args:
+            record: The reply.
+            order_digest: SHA-256 of the order as it was sealed, in hexadecimal.
+        """
+        path = self._folder / f"reply-{order_digest}.body"
+        with replacing(path, mode=_PRIVATE) as temporary:
+            write_body(record, temporary)
+        for other in self._folder.glob("reply-*.body"):
+            if other != path:
+                other.unlink()
+        return path
+
+    def find_reply(self, order_digest: str) -> Path | None:
+        """Return the file of the reply to this very order, if it is the last that was kept."""
+        path = self._folder / f"reply-{order_digest}.body"
+        return path if path.is_file() else None
 
     def clear(self) -> None:
         """Forget the study, as if this site had never taken part."""
         if self._folder.exists():
             shutil.rmtree(self._folder)
 
+    def _local_rounds(self) -> list[int]:
+        """Return the rounds after which local arrays are kept, in order."""
+        files = (path.name for path in self._folder.glob("local-*.safetensors"))
+        return sorted(int(m[1]) for name in files if (m := re.fullmatch(r"local-(\d+)\..*", name)))
+
     def _write(self, name: str, arrays: Arrays) -> None:
         values = {key: np.asarray(arrays[key], order="C") for key in arrays}
         with replacing(self._folder / name, mode=_PRIVATE) as temporary:
             save_file(values, temporary)
+
+
+def remove_leftovers(state: Path) -> None:
+    """Remove the half-written files of a process that was killed; none may be running."""
+    for path in (state / "studies").glob("*/.*"):
+        path.unlink()
+
+
+def _local_name(number: int) -> str:
+    return f"local-{number}.safetensors"

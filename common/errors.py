@@ -18,8 +18,21 @@
     │   ├── StudyMismatchError       34  two parties that do not hold the same study
     │   ├── DivergedError            35  a local training whose loss is no longer finite
     │   ├── OrderError               36  an order that the site cannot follow
-    │   └── EgressError              37  a reply that the site itself holds back
-    └── OutputError                  40  a result that cannot be written where it was asked for
+    │   ├── EgressError              37  a reply that the site itself holds back
+    │   ├── SealError                38  an order without the seal of the site's coordinator
+    │   ├── NotApprovedError         39  an order of a study that the hospital has not approved
+    │   ├── PausedError              41  the hospital takes no orders at present
+    │   ├── BudgetError              42  an order beyond what the hospital allows
+    │   └── VaultError               43  a site whose vault does not answer its courier
+    ├── OutputError                  40  a result that cannot be written where it was asked for
+    ├── EnrolmentError               50  enrolment, when no leaf below says it better
+    │   ├── KitError                 51  a kit or request that is malformed, expired or used
+    │   ├── VersionError             52  two parties whose versions do not talk
+    │   └── UnknownSiteError         53  a site that the coordinator does not know
+    ├── ServiceError                 60  a process that cannot be started or kept
+    │   └── NotRunningError          61  a daemon that should run and does not answer
+    ├── DoctorError                  70  a check of this machine that came out red
+    └── ChainError                   71  a log whose entries do not follow from one another
 
 Codes 2 (wrong usage) and 130 (interrupted) are those of the command line itself.
 
@@ -195,9 +208,113 @@ class EgressError(FederationError):
     public = "The site held its reply back."
 
 
+class SealError(FederationError):
+    """An order that does not bear the seal of the coordinator that the site enrolled with."""
+
+    exit_code = 38
+    code = "seal"
+    public = "The order is not sealed by this site's coordinator, or is for another site."
+
+
+class NotApprovedError(FederationError):
+    """An order of a study that the hospital has not approved."""
+
+    exit_code = 39
+    code = "not_approved"
+    public = "This site has not approved the study."
+
+
+class PausedError(FederationError):
+    """The hospital has paused; it takes orders again when it says so."""
+
+    exit_code = 41
+    code = "paused"
+    public = "This site has paused."
+
+
+class BudgetError(FederationError):
+    """An order that would go beyond what the hospital allows for the study."""
+
+    exit_code = 42
+    code = "budget"
+    public = "The order goes beyond this site's budget."
+
+
+class VaultError(FederationError):
+    """The courier of a site cannot reach its vault."""
+
+    exit_code = 43
+    code = "vault"
+    public = "The vault of this site does not answer."
+
+
 class OutputError(RarefedError):
     """A result cannot be written where it was asked for."""
 
     exit_code = 40
     code = "output"
     public = "A result cannot be written."
+
+
+class EnrolmentError(RarefedError):
+    """A site cannot be enrolled as it was asked."""
+
+    exit_code = 50
+    code = "enrolment"
+    public = "The enrolment failed."
+
+
+class KitError(EnrolmentError):
+    """An enrolment kit or request is malformed, expired, already used or not genuine."""
+
+    exit_code = 51
+    code = "kit"
+    public = "The enrolment kit or request cannot be used."
+
+
+class VersionError(EnrolmentError):
+    """Coordinator and site speak different versions of the protocol."""
+
+    exit_code = 52
+    code = "version"
+    public = "The versions of coordinator and site do not fit."
+
+
+class UnknownSiteError(EnrolmentError):
+    """The coordinator has no site of this name, or not in the state that is needed."""
+
+    exit_code = 53
+    code = "unknown_site"
+    public = "The coordinator does not know this site."
+
+
+class ServiceError(RarefedError):
+    """A process of the coordinator or of the hospital cannot be started or kept."""
+
+    exit_code = 60
+    code = "service"
+    public = "A process cannot be started."
+
+
+class NotRunningError(ServiceError):
+    """A daemon that should be running does not answer."""
+
+    exit_code = 61
+    code = "not_running"
+    public = "A daemon is not running."
+
+
+class DoctorError(RarefedError):
+    """A check of this machine came out red."""
+
+    exit_code = 70
+    code = "doctor"
+    public = "A check of this machine failed."
+
+
+class ChainError(RarefedError):
+    """The entries of a hash-chained log do not follow from one another."""
+
+    exit_code = 71
+    code = "chain"
+    public = "A log at this site is damaged."

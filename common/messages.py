@@ -21,10 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from common.arrays import Arrays
 from common.errors import ReplyError, StudyError, StudyMismatchError
 from common.study import Study
+from common.versions import PROTOCOL
 from common.wire_arrays import WireArrays
-
-PROTOCOL = 1
-"""Version of this file's records; two parties with different ones do not talk."""
 
 Kind = Literal["check", "train", "evaluate"]
 MESSAGE_TYPES: Mapping[Kind, str] = {"check": "query", "train": "train", "evaluate": "evaluate"}
@@ -34,7 +32,11 @@ _SAME_VERSION = "Install the same version of rarefed at the coordinator and at t
 
 Part = TypeVar("Part", ConfigRecord, MetricRecord)
 
-Count = Annotated[int, Field(ge=0)]
+MAX_COUNT = 10**9
+"""No hospital has more patients, and no study more rounds; larger numbers are no numbers."""
+
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -86,8 +88,8 @@ class Training(_Form):
     steps: Count
     loss: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Mean training loss over the round's images, by the study's loss."""
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    evaluation_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Seconds
+    evaluation_seconds: Seconds
 
 
 class _Header(_Form):

@@ -111,6 +111,8 @@ class Federation(_Section):
     """Settings of the strategy, by the names in ``STRATEGY_OPTIONS``."""
     weighting: Literal["patients", "images", "equal"] = "patients"
     """What a site's change weighs: its training patients, its training images, or the same."""
+    update_dtype: Literal["float32", "float16"] = "float32"
+    """How a site's change travels; ``float16`` halves what a site sends, at 11 bits a number."""
     quorum: Annotated[int, Field(ge=1)] = 2
     """A round with fewer usable replies is not combined."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0

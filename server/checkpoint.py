@@ -1,7 +1,14 @@
-"""The study's arrays on disk: whole, safe to read, and out of memory while replies come in."""
+"""The study's arrays on disk: whole, safe to read, and out of memory while replies come in.
 
+A round is done when ``model.safetensors`` is that round's, in one rename. What belongs to it was
+written before: the strategies' own state, in a file of the round's number, and the line of the
+history. Random numbers need no state: each stream is named by study and round.
+"""
+
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -10,10 +17,28 @@ from safetensors.numpy import save_file
 from common.arrays import Array, Arrays
 from common.errors import OutputError
 from common.files import canonical_json, replacing
+from common.study import Study
 
 MODEL = "model.safetensors"
 NOTES = "rarefed"
 """Entry of the file's header that holds the notes, as JSON."""
+
+_SEPARATOR = "\n"
+"""Between group and array in the file of the strategies' state; no name holds it."""
+
+States = Mapping[str, Arrays]
+"""What the strategies carry from round to round, by group."""
+
+
+class Checkpoint(NamedTuple):
+    """Where a study stands on disk."""
+
+    round: int
+    """Rounds that are done."""
+    model: Path
+    members: tuple[str, ...]
+    """The sites of the last round that is done."""
+    states: States
 
 
 class StoredArrays(Mapping[str, Array]):
@@ -55,8 +80,13 @@ def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
     Raises:
         OutputError: The folder cannot be written.
     """
-    values = {name: np.asarray(arrays[name], order="C") for name in arrays}
     path = folder / MODEL
+    _write(path, arrays, notes)
+    return path
+
+
+def _write(path: Path, arrays: Arrays, notes: Mapping[str, str]) -> None:
+    values = {name: np.asarray(arrays[name], order="C") for name in arrays}
     try:
         # One entry: safetensors writes several in an order that changes from run to run.
         header = {NOTES: canonical_json(dict(notes)).decode()}
@@ -66,4 +96,93 @@ def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
         raise OutputError(
             f"Cannot write {path}: {error}.", remedy="Free space or choose another folder."
         ) from error
+
+
+def save_round(
+    folder: Path,
+    arrays: Arrays,
+    states: States,
+    study: Study,
+    number: int,
+    members: tuple[str, ...] = (),
+) -> Path:
+    """Write down that a round is done; from then on a restart goes on after it.
+
+    Args:
+        folder: The study's folder.
+        arrays: Every array of the network's state after the round.
+        states: The strategies' own state by group.
+        study: Whose round it is.
+        number: The round; 0 for the initial arrays.
+        members: The sites that take part.
+
+    Returns:
+        The model's file.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    for rest in folder.glob(".*.safetensors.*"):  # of a coordinator that was killed as it wrote
+        rest.unlink(missing_ok=True)
+    flat = {f"{g}{_SEPARATOR}{n}": state[n] for g, state in states.items() for n in state}
+    carried = f"strategies-{number}.safetensors" if flat else ""
+    if carried:
+        _write(folder / carried, flat, {})
+    notes = {
+        "study": study.name,
+        "study_digest": study.digest(),
+        "round": str(number),
+        "members": json.dumps(list(members)),
+        "strategies": carried,
+    }
+    path = save_model(folder, arrays, notes)
+    for old in folder.glob("strategies-*.safetensors"):
+        if old.name != carried:
+            old.unlink(missing_ok=True)
     return path
+
+
+def has_begun(folder: Path) -> bool:
+    """Tell whether a folder holds a study, however far."""
+    return (folder / MODEL).exists()
+
+
+def find_checkpoint(folder: Path, study: Study) -> Checkpoint:
+    """Return where the study stands.
+
+    Raises:
+        OutputError: The folder holds no study or another one, or its files cannot be read.
+    """
+    path = folder / MODEL
+    try:
+        with safe_open(path, framework="numpy") as file:
+            notes = json.loads((file.metadata() or {})[NOTES])
+        name, digest, carried = notes["study"], notes["study_digest"], notes["strategies"]
+        number, members = int(notes["round"]), tuple(json.loads(notes["members"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _not_readable(path, error) from error
+    if digest != study.digest():
+        raise OutputError(
+            f"{folder} holds another study, {name}, or another version of this one.",
+            remedy="Give each study a folder of its own.",
+        )
+    return Checkpoint(number, path, members, _read_states(folder / carried) if carried else {})
+
+
+def _read_states(path: Path) -> dict[str, dict[str, Array]]:
+    states: dict[str, dict[str, Array]] = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                group, name = key.split(_SEPARATOR, 1)
+                states.setdefault(group, {})[name] = file.get_tensor(key)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _not_readable(path, error) from error
+    return states
+
+
+def _not_readable(path: Path, error: Exception) -> OutputError:
+    return OutputError(
+        f"{path} cannot be read: {error}.",
+        remedy="Restore the study's folder from a backup, or begin the study in a new one.",
+    )

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from common import command_line
 from common.command_line import err
+from server import cli_sites, cli_studies
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,9 +21,8 @@ app = typer.Typer(
 out_console = Console()
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep commands by name, also while there is only one."""
+cli_sites.register(app)
+cli_studies.register(app)
 
 
 @app.command(epilog="Example: rarefed-server check study.toml")

@@ -1,12 +1,14 @@
 """What each round was: one JSON line a round, and the metrics that it measured."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common import metrics
-from common.files import append_line
+from common.errors import OutputError
+from common.files import append_line, write_atomic
 from common.metrics import MetricState
 from common.study import Study
 
@@ -23,12 +25,20 @@ class RoundRecord:
     model_round: int
     """Rounds that the measured model had been trained for."""
     trained: bool
+    combined: bool = False
+    """Whether the replies became the next model; never of the last exchange."""
     asked: list[str] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     """Why a site's reply was not used, by site."""
     silent: list[str] = field(default_factory=list)
     """Sites that had not answered when the round closed."""
+    late: list[str] = field(default_factory=list)
+    """Sites whose reply to an earlier round came now; it was left out."""
+    resent: list[str] = field(default_factory=list)
+    """Sites whose order was lost with a machine and sent again, once for each time."""
+    joined: list[str] = field(default_factory=list)
+    """Sites that take part from this round on."""
     tasks: dict[str, Any] = field(default_factory=dict)
     """By task, then split: ``pooled`` and ``per_site`` figures."""
     training: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -68,8 +78,61 @@ def task_figures(
 
 
 def append(folder: Path, record: RoundRecord) -> None:
-    """Add the round to the run's history, synced to disk."""
-    append_line(folder / HISTORY, asdict(record))
+    """Add the round to the run's history, synced to disk.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    try:
+        append_line(folder / HISTORY, asdict(record))
+    except OSError as error:
+        raise _not_written(folder, error) from error
+
+
+def load(folder: Path) -> list[RoundRecord]:
+    """Return the records of a run's history; a last line that was cut off by a crash is left out.
+
+    Raises:
+        OutputError: Another line is no record.
+    """
+    path = folder / HISTORY
+    # Not splitlines: a site's words may hold other characters that it takes for a line's end.
+    *lines, _torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    try:
+        return [RoundRecord(**json.loads(line)) for line in lines]
+    except (TypeError, ValueError) as error:
+        raise OutputError(
+            f"{path} is damaged: {error}.",
+            remedy="Restore it from a backup, or move it away: the model goes on without it.",
+        ) from error
+
+
+def rewind(folder: Path, number: int) -> list[RoundRecord]:
+    """Return the history up to a round, and drop from the file what claims to be after it.
+
+    A crash between a round's line and its model leaves a line whose round is redone.
+
+    Raises:
+        OutputError: A line is no record, or the folder cannot be written.
+    """
+    found = load(folder)
+    kept = [r for r in found if not (r.combined and r.round > number)]
+    path = folder / HISTORY
+    lines = [json.dumps(asdict(r), ensure_ascii=False, allow_nan=False) + "\n" for r in kept]
+    text = "".join(lines).encode()
+    try:
+        if path.exists() and path.read_bytes() != text:
+            write_atomic(path, text)
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    return kept
+
+
+def _not_written(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"Cannot write {folder / HISTORY}: {error}.",
+        remedy="Free space or choose another folder.",
+    )
 
 
 def total(records: Iterable[RoundRecord], what: str) -> float:

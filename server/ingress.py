@@ -68,10 +68,10 @@ def _group_faults(reply: Reply, order: Order) -> Iterator[str]:
             odd = sorted(set(change) ^ set(current))
             yield f"{group}: names missing or unknown: {', '.join(odd[:10])}"
             continue
-        yield from _array_faults(group, change, current)
+        yield from _array_faults(group, change, current, order.study.federation.update_dtype)
 
 
-def _array_faults(group: str, change: Arrays, current: Arrays) -> Iterator[str]:
+def _array_faults(group: str, change: Arrays, current: Arrays, dtype: str) -> Iterator[str]:
     for name in current:
         expected = current[name]
         try:
@@ -79,8 +79,8 @@ def _array_faults(group: str, change: Arrays, current: Arrays) -> Iterator[str]:
         except (ValueError, TypeError, EOFError) as error:
             yield f"{group}: {name} cannot be decoded ({type(error).__name__})"
             continue
-        if value.dtype != expected.dtype or value.shape != expected.shape:
-            was, should = f"{value.dtype}{value.shape}", f"{expected.dtype}{expected.shape}"
+        if value.dtype != np.dtype(dtype) or value.shape != expected.shape:
+            was, should = f"{value.dtype}{value.shape}", f"{dtype}{expected.shape}"
             yield f"{group}: {name} is {was}, not {should}"
             continue
         largest = magnitude(value)

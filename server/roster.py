@@ -17,6 +17,8 @@ class Member:
     declaration: Declaration
     base: str
     """Digest of the base that the site is known to hold."""
+    away: bool = False
+    """It was not connected when the last round began."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -55,3 +57,12 @@ def check_roster(study: Study, members: Sequence[Member], refusals: Mapping[str,
             f"No site has the task {', '.join(missing)}.{refused}",
             remedy="Remove the task from the study, or add a site with such a [data.TASK] table.",
         )
+
+
+def joined(members: Sequence[Member], newcomers: Sequence[Member]) -> list[Member]:
+    """Return the members with the newcomers among them, by name.
+
+    A newcomer takes the place of the member of its name, which had enrolled with another key.
+    """
+    by_name = {member.name: member for member in [*members, *newcomers]}
+    return [by_name[name] for name in sorted(by_name)]

@@ -16,16 +16,19 @@ from common.arrays import Array, Arrays
 from common.arrays import digest as digest_of
 from common.errors import QuorumError, ReplyError
 from common.messages import Kind, Order, Reply
+from common.seals import Sealer
 from common.seeds import stream
 from common.study import Study
 from common.weights import Layout
-from server import history
-from server.checkpoint import StoredArrays, save_model
-from server.exchange import enrol, exchange
+from server import history, ingress
+from server.checkpoint import States, StoredArrays, find_checkpoint, has_begun, save_round
+from server.door import Door, enrol
+from server.exchange import exchange, gather
 from server.history import RoundRecord
-from server.ingress import States, admit
+from server.mail import Mail
 from server.roster import Member
 from server.strategies import Combiner, make_combiner
+from server.timing import AT_ONCE, Timing
 
 Watch = Callable[[RoundRecord], None]
 
@@ -41,14 +44,6 @@ class Outcome:
     model: Path = Path()
 
 
-@dataclass(frozen=True)
-class Start:
-    """The arrays of the untrained network and how they are divided."""
-
-    layout: Layout
-    arrays: Arrays
-
-
 class Base(NamedTuple):
     """Arrays that a site is sent once, and their digest."""
 
@@ -57,59 +52,98 @@ class Base(NamedTuple):
 
 
 def run_study(
-    study: Study, grid: Grid, start: Start, folder: Path, *, sites: int, watch: Watch
+    study: Study,
+    grid: Grid,
+    layout: Layout,
+    folder: Path,
+    *,
+    sites: int,
+    watch: Watch,
+    timing: Timing = AT_ONCE,
+    sealer: Sealer | None = None,
 ) -> Outcome:
     """Run every round of a study and measure the model that comes out.
+
+    The folder holds the study since ``begin_study``, with all rounds that are done; the rounds
+    go on from there.
 
     Args:
         study: What was agreed.
         grid: Flower's way to the sites.
-        start: Initial arrays.
-        folder: Where the model and the history are written.
+        layout: How the network's arrays are divided.
+        folder: Where the model and the history are read and written.
         sites: How many sites are expected; enrolment waits for them until the deadline.
         watch: Called with the record of each round once it is on disk.
+        timing: How long to wait for sites that come and go.
+        sealer: Seals each order for its site.
 
     Raises:
         QuorumError: Too few sites enrolled, or too few usable replies came in a round; model
             and history up to then are on disk.
         TaskWithoutSiteError: A task has no site.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or does not hold the study.
     """
-    path = save_model(folder, start.arrays, _notes(study, 0))
-    stored = StoredArrays(path, start.layout.sent_once)
+    done = find_checkpoint(folder, study)
+    path = done.model
+    stored = StoredArrays(path, layout.sent_once)
     base = Base(digest_of(stored), stored)
-    refused: dict[str, str] = {}
-    members = enrol(study, grid, sites, refused)
-    outcome = Outcome(members, refused, model=path)
-    combiners = {group: make_combiner(group, study.federation) for group in start.layout.groups}
+    combiners = make_combiners(study, layout, done.states)
+    door = Door(study, Mail(grid, sealer), timing)
+    members = enrol(door, max(sites, len(done.members)))
+    outcome = Outcome(members, door.refused, history.rewind(folder, done.round), path)
 
-    for number in range(1, study.rounds + 2):
+    for number in range(done.round + 1, study.rounds + 2):
         began = time.monotonic()
         last = number > study.rounds
-        current = {g: StoredArrays(path, names) for g, names in start.layout.groups.items()}
+        current = {g: StoredArrays(path, names) for g, names in layout.groups.items()}
         record = RoundRecord(number, model_round=number - 1, trained=not last)
 
-        asked = list(members) if last else sample(study, members, number)
+        members, here = gather(door, members, record)
+        asked = here if last else sample(study, here, number)
         orders = {
-            member.name: (member, make_order(study, start.layout, current, member, number, base))
+            member.name: (member, make_order(study, layout, current, member, number, base))
             for member in asked
         }
         if not last:
             begin(combiners, current, study, number, asked)
-        states = hear(grid, orders, study, combiners, record)
+        states = hear(door, orders, combiners, record)
 
         record.tasks = history.task_figures(study, states)
         enough = len(record.answered) >= study.federation.quorum
-        if not last and enough:
-            arrays = finish(combiners, base)
-            path = save_model(folder, arrays, _notes(study, number))
+        record.combined = enough and not last
+        arrays = finish(combiners, base) if record.combined else {}
         record.seconds["total"] = time.monotonic() - began
-        outcome.records.append(record)
         history.append(folder, record)
+        if record.combined:
+            carried = {group: combiner.state() for group, combiner in combiners.items()}
+            names = tuple(member.name for member in members)
+            path = save_round(folder, arrays, carried, study, number, names)
+        outcome.records.append(record)
         watch(record)
         if not enough:
             raise _quorum_error(study, record)
+    outcome.members = members
     return outcome
+
+
+def begin_study(study: Study, arrays: Arrays, folder: Path) -> None:
+    """Write down the initial arrays; a study that has begun stays as it is.
+
+    Raises:
+        OutputError: The folder cannot be written, or holds another study.
+    """
+    if has_begun(folder):
+        find_checkpoint(folder, study)
+    else:
+        save_round(folder, arrays, {}, study, 0)
+
+
+def make_combiners(study: Study, layout: Layout, states: States) -> dict[str, Combiner]:
+    """Return each group's combiner, as it was when the last round was done."""
+    combiners = {group: make_combiner(group, study.federation) for group in layout.groups}
+    for group, combiner in combiners.items():
+        combiner.restore(states.get(group, {}), layout.groups[group])
+    return combiners
 
 
 def sample(study: Study, members: Sequence[Member], number: int) -> list[Member]:
@@ -154,21 +188,22 @@ def begin(
 
 
 def hear(
-    grid: Grid,
+    door: Door,
     orders: Mapping[str, tuple[Member, Order]],
-    study: Study,
     combiners: Mapping[str, Combiner],
     record: RoundRecord,
-) -> dict[str, States]:
+) -> dict[str, ingress.States]:
     """Send the orders, fold in each reply that may be used, and return the sites' metrics."""
     states = {}
-    for member, reply in exchange(grid, orders, study, record):
+    for member, reply in exchange(door, orders, record):
         order = orders[member.name][1]
         try:
-            states[member.name] = admit(reply, order, member)
+            states[member.name] = ingress.admit(reply, order, member)
         except ReplyError as error:
             record.refused[member.name] = reply.refusal or error.message
             member.base = ""  # whatever is wrong there, the next order brings all arrays
+            if not reply.refusal:
+                door.ask_again(member.node_id)
         else:
             member.base = order.base_digest
             accept(combiners, reply, record)
@@ -199,10 +234,6 @@ def finish(combiners: Mapping[str, Combiner], base: Base) -> dict[str, Array]:
     for combiner in combiners.values():
         arrays |= combiner.finish()
     return arrays
-
-
-def _notes(study: Study, number: int) -> dict[str, str]:
-    return {"study": study.name, "study_digest": study.digest(), "round": str(number)}
 
 
 def _quorum_error(study: Study, record: RoundRecord) -> QuorumError:

@@ -7,7 +7,7 @@ in ``_FLOWER`` below. The contract test then covers it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import (
     FedYogi,
     Krum,
 )
+from flwr.serverapp.strategy.fedopt import FedOpt
 
 from common.arrays import Array as Values
 from common.arrays import Arrays
@@ -31,6 +32,8 @@ from common.weights import STATISTICS
 from server.exact_sum import ExactSum
 
 _WEIGHT = "num-examples"
+_MOMENTS = ("m_t", "v_t")
+"""Where Flower's adaptive strategies (Reddi et al. 2021) keep their first and second moment."""
 
 
 class Combiner(Protocol):
@@ -50,6 +53,17 @@ class Combiner(Protocol):
 
     def finish(self) -> dict[str, Values]:
         """Return the new arrays, float32; without a reply they are the old ones."""
+
+    def state(self) -> dict[str, Values]:
+        """Return what the combiner carries from round to round, to be kept on disk."""
+
+    def restore(self, state: Arrays, names: Sequence[str]) -> None:
+        """Go on from such a state.
+
+        Args:
+            state: What ``state`` returned.
+            names: The group's arrays, in their order.
+        """
 
 
 class FoldingAverage:
@@ -79,6 +93,13 @@ class FoldingAverage:
             for name in list(self._sums)
         }
 
+    def state(self) -> dict[str, Values]:
+        """Return nothing: each round's mean stands for itself."""
+        return {}
+
+    def restore(self, state: Arrays, names: Sequence[str]) -> None:
+        """Do nothing."""
+
 
 class FlowerStrategy:
     """Any strategy object of Flower, given every reply of the round in the order of the sites.
@@ -106,7 +127,8 @@ class FlowerStrategy:
 
     def accept(self, site: str, change: Arrays, weight: float) -> None:
         """Keep the reply until the round is finished."""
-        arrays = _record({name: change[name] for name in self._current})
+        values = {name: np.asarray(change[name], np.float32) for name in self._current}
+        arrays = _record(values)
         content = RecordDict({"arrays": arrays, "metrics": MetricRecord({_WEIGHT: weight})})
         self._replies[site] = Message(content, dst_node_id=1, message_type="train")
 
@@ -121,6 +143,30 @@ class FlowerStrategy:
             name: np.asarray(self._current[name] + steps[name].numpy(), np.float32)
             for name in self._current
         }
+
+    def state(self) -> dict[str, Values]:
+        """Return the strategy's moments, under ``MOMENT/ARRAY``."""
+        found: dict[str, Values] = {}
+        if isinstance(self._strategy, FedAvgM) and self._strategy.momentum_vector is not None:
+            moments = zip(self._current, self._strategy.momentum_vector, strict=True)
+            found = {f"momentum/{name}": value for name, value in moments}
+        elif isinstance(self._strategy, FedOpt):
+            for moment in _MOMENTS:
+                values = getattr(self._strategy, moment) or {}
+                found |= {f"{moment}/{name}": value for name, value in values.items()}
+        return found
+
+    def restore(self, state: Arrays, names: Sequence[str]) -> None:
+        """Give the strategy its moments back; in the first round it has none."""
+        if not state:
+            return
+        if isinstance(self._strategy, FedAvgM):
+            self._strategy.momentum_vector = [state[f"momentum/{name}"] for name in names]
+        elif isinstance(self._strategy, FedOpt):
+            for moment in _MOMENTS:
+                if any(key.startswith(f"{moment}/") for key in state):
+                    values = {name: state[f"{moment}/{name}"] for name in names}
+                    setattr(self._strategy, moment, values)
 
 
 Make = Callable[[Federation], FedAvg]

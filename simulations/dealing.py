@@ -168,6 +168,12 @@ def _faults(rows: list[Row], dataset: Path) -> Iterator[str]:
                 yield f"row {number}: the {name} {path} is no file"
 
 
+def labels_of(folder: Path) -> list[str]:
+    """Return the labels of a data set, sorted."""
+    with (folder / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
+        return sorted({row["label"] for row in csv.DictReader(file)})
+
+
 def units_of(rows: list[Row]) -> list[Unit]:
     """Gather rows that share a patient or a group, directly or through others, into units.
 

@@ -30,8 +30,7 @@ from common.study import Study
 from common.weights import layout_of, take
 from server.history import RoundRecord
 from server.initial_weights import Start, initial_model
-from server.rounds import Outcome, Watch, run_study
-from server.rounds import Start as Arrays
+from server.rounds import Outcome, Watch, begin_study, run_study
 from simulations.grid import LocalGrid
 
 Engine = Literal["inline", "ray"]
@@ -90,7 +89,7 @@ def play(
     """
     start = initial_model(study)
     layout = layout_of(start.model, study)
-    arrays = Arrays(layout, take(start.model, start.model.state_dict()))
+    arrays = take(start.model, start.model.state_dict())
     configs = [SiteConfig.load(path) for path in hospitals]
     if len(configs) < study.federation.quorum:
         raise QuorumError(
@@ -102,7 +101,8 @@ def play(
         SiteStore(config.state, study.digest()).clear()
 
     def serve(grid: Grid) -> Outcome:
-        return run_study(study, grid, arrays, folder, sites=len(configs), watch=watch or _nothing)
+        begin_study(study, arrays, folder)
+        return run_study(study, grid, layout, folder, sites=len(configs), watch=watch or _nothing)
 
     sites: list[Site] = []
     if engine == "inline":

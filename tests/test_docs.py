@@ -197,9 +197,9 @@ def test_every_command_and_option_has_its_place(program: str, name: str, command
             default = row_of(section, shown)[1]
             if parameter.required:
                 assert default == "required", shown
-            elif parameter.is_flag:
-                assert default == "off", shown
-            elif parameter.default == "":  # made from other arguments
+            elif getattr(parameter, "is_flag", False):
+                assert default == ("on" if parameter.default else "off"), shown
+            elif parameter.default in ("", None):  # nothing, or made from other arguments
                 assert re.fullmatch(r"[a-z' ]+", default), shown
             else:
                 assert default == f"`{parameter.default}`", shown

@@ -17,9 +17,33 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SURFACE = {
     "rarefed-client": {
+        "join": ["KIT", "--site", "--fingerprint", "--json"],
+        "renew": ["SITE", "BUNDLE", "--json"],
         "check": ["SITE", "--study", "--json"],
+        "doctor": ["SITE", "--study", "--json"],
+        "leave": ["SITE", "--yes", "--json"],
+        "approve": ["SITE", "STUDY", "--list", "--revoke", "--yes", "--json"],
+        "start": ["SITE", "--vault-user", "--courier-user"],
+        "status": ["SITE", "--rounds", "--json"],
+        "pause": ["SITE", "--off", "--json"],
+        "vault": ["SITE"],
+        "courier": ["SITE"],
     },
     "rarefed-server": {
+        "init": [
+            "--address", "--name", "--listen", "--also", "--superlink-port", "--folder", "--json",
+        ],
+        "invite": ["SITE", "--days", "--folder", "--json"],
+        "accept": ["REQUEST", "--folder", "--json"],
+        "sites": ["--folder", "--json"],
+        "revoke": ["SITE", "--folder", "--json"],
+        "rotate": ["--authority", "--folder", "--json"],
+        "start": ["--folder", "--json"],
+        "run": ["STUDY", "--no-follow", "--folder", "--json"],
+        "resume": ["STUDY", "--no-follow", "--folder", "--json"],
+        "stop": ["STUDY", "--folder", "--json"],
+        "status": ["--folder", "--json"],
+        "export": ["STUDY", "OUT", "--folder", "--json"],
         "check": ["STUDY", "--json"],
     },
     "rarefed-sim": {
@@ -32,6 +56,9 @@ SURFACE = {
             "STUDY", "--hospitals", "--out", "--engine", "--threads", "--yardsticks", "--json",
         ],
         "demo": ["--out", "--weights", "--again", "--json"],
+        "rehearse": [
+            "--out", "--images", "--kill", "--separate", "--again", "--json",
+        ],
     },
 }  # fmt: skip
 

@@ -9,7 +9,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-BENCHES = ("wire", "combine_memory", "engines", "overhead", "demo", "real")
+BENCHES = (
+    "wire",
+    "combine_memory",
+    "engines",
+    "overhead",
+    "demo",
+    "real",
+    "exchange",
+    "federation",
+    "wire_deployed",
+    "big_model",
+)
 
 
 def measure(name: str) -> dict[str, Any] | None:

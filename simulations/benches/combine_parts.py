@@ -23,7 +23,7 @@ from common.study import Study
 from common.weights import SHARED, Layout
 from common.wire_arrays import WireArrays
 from server.checkpoint import StoredArrays, save_model
-from server.rounds import Start, run_study
+from server.rounds import begin_study, run_study
 from simulations.grid import LocalGrid
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -58,7 +58,8 @@ def our_round(folder: Path, shapes: Shapes, sites: int) -> Callable[[], None]:
 
     def play() -> None:
         out = folder / f"run-{sites}"
-        done = run_study(study, grid, Start(layout, start), out, sites=sites, watch=lambda _: None)
+        begin_study(study, start, out)
+        done = run_study(study, grid, layout, out, sites=sites, watch=lambda _: None)
         answered = len(done.records[0].answered)
         if answered != sites:
             raise RuntimeError(f"{answered} of {sites} replies were used")

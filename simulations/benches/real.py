@@ -6,7 +6,6 @@ federated AUROC must be at most 0.02 below that of the pooled data, and above th
 sites alone, for each task. All three are judged on the same test patients.
 """
 
-import csv
 import os
 import re
 import tempfile
@@ -20,6 +19,7 @@ from common.errors import DataError, MissingFolderError
 from common.study import Study
 from simulations import hospitals
 from simulations.benches.result import Result
+from simulations.dealing import labels_of
 from simulations.run import run_simulation
 from simulations.tables import tables
 
@@ -109,12 +109,6 @@ def task_of(folder: Path, positive: str | None) -> dict[str, Any]:
     if len(classes) == 2:
         task["positive"] = positive or classes[1]
     return task
-
-
-def labels_of(folder: Path) -> list[str]:
-    """Return the labels of a data set, sorted."""
-    with (folder / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
-        return sorted({row["label"] for row in csv.DictReader(file)})
 
 
 def slug(name: str) -> str:

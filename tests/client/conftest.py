@@ -1,20 +1,32 @@
 """Small hospitals, studies, orders and images, made on the fly."""
 
-from collections.abc import Callable, Sequence
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, RecordDict
 from PIL import Image
 
+from client.approvals import approve
 from client.config import SiteConfig
+from client.daemon import make_server
 from client.dataset import Images
+from client.socket_file import listen, only_one
+from client.vault import Vault
 from common.arrays import Array, digest
-from common.messages import Kind, Order
+from common.messages import Kind, Order, order_to_record
 from common.models import FederatedModel, build_model
+from common.seals import Sealer, load_order_key, new_order_key
 from common.study import Study
+from common.versions import PROTOCOL
 from common.weights import layout_of, take
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -23,6 +35,7 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 SPLITS = ("train", "train", "train", "train", "validation", "validation", "test", "test")
 """The split of each patient of a task, unless a test says otherwise."""
+ORDER_KEY, ORDER_KEY_PUBLIC = new_order_key()
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +136,45 @@ def make_order() -> Callable[..., Order]:
 
 
 @pytest.fixture
+def make_joined(make_hospital: Callable[..., SiteConfig]) -> Callable[..., SiteConfig]:
+    """Return the maker of a hospital that has joined a coordinator and approved studies."""
+
+    def make(*studies: Study, **hospital: Any) -> SiteConfig:
+        config = make_hospital(**hospital)
+        pinned = {
+            "coordinator": "demo",
+            "site": config.name,
+            "order_key": ORDER_KEY_PUBLIC,
+            "protocol": PROTOCOL,
+            "fingerprint": "00",
+        }
+        config.state.mkdir(mode=0o700)
+        (config.state / "coordinator.json").write_text(json.dumps(pinned))
+        for study in studies:
+            approve(config, study, datetime.now(UTC))
+        return config
+
+    return make
+
+
+@pytest.fixture
+def sealed() -> Callable[..., RecordDict]:
+    """Return what packs an order, changes its head as told and seals it, as the coordinator."""
+
+    def seal(
+        order: Order, *, site: str = "site-a", key: bytes = ORDER_KEY, **head: Any
+    ) -> RecordDict:
+        record = order_to_record(order)
+        asked = record["order"]
+        assert isinstance(asked, ConfigRecord)
+        asked.update(head)
+        Sealer(load_order_key(key)).seal(record, site)
+        return record
+
+    return seal
+
+
+@pytest.fixture
 def make_images() -> Callable[..., Images]:
     """Return the maker of prepared images whose brightness tells their class."""
 
@@ -138,3 +190,28 @@ def make_images() -> Callable[..., Images]:
         )
 
     return make
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[SiteConfig], Vault]]:
+    """Return what serves a hospital's vault on its real socket until the test is over."""
+    with ExitStack() as stack:
+
+        def start(config: SiteConfig) -> Vault:
+            stack.enter_context(only_one(config))
+            vault = Vault(config)
+            listener = stack.enter_context(listen(config))
+            server = make_server(vault)
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+
+            def stop() -> None:
+                server.should_exit = True
+                thread.join()
+
+            stack.callback(stop)
+            while not server.started:
+                time.sleep(0.01)
+            return vault
+
+        yield start

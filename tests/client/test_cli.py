@@ -1,7 +1,11 @@
 """Laws of ``rarefed-client``."""
 
+import io
 import json
+import os
+import pty
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +16,12 @@ import pytest
 from client import cli
 from client.config import SiteConfig
 from common import errors
+from common.enrolment import Kit
+from common.study import Study
+from server.certificates import new_authority
+from server.config import ServerConfig, init_folder
+from server.enrolment import invite
+from server.rotation import rotate_authority
 
 STUDY = """
 name = "study"
@@ -193,7 +203,20 @@ def test_a_wrong_study_is_told(
     assert command("check", folder, "--study", study)[0] == code
 
 
-@pytest.mark.parametrize("arguments", [[], ["check"], ["check", "folder"], ["chek"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["check"],
+        ["check", "folder"],
+        ["chek"],
+        ["join"],
+        ["approve", "folder"],
+        ["approve", "folder", "study.toml", "--list"],
+        ["start", "folder", "--vault-user", "anna"],
+        ["start", "folder", "--vault-user", "anna", "--courier-user", "anna"],
+    ],
+)
 def test_wrong_usage_is_two(arguments: list[str], command: Command) -> None:
     """A missing argument or option, or an unknown command, ends with 2."""
     assert command(*arguments)[0] == 2
@@ -214,3 +237,195 @@ def test_the_process_ends_with_the_code(arguments: list[str], code: int) -> None
     assert done.returncode == code
     assert ("Usage" in done.stdout) == (code == 0)
     assert ("Usage" in done.stderr) == (code == 2)
+
+
+def test_a_study_is_approved_after_it_was_told(
+    make_hospital: MakeHospital, study: Path, command: Command
+) -> None:
+    """The terms go to standard error and with ``--json`` to standard output, with the digest."""
+    folder, digest = folder_of(make_hospital()), Study.load(study).digest()
+    code, out, err = command("approve", folder, study, "--yes", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["digest"], found["approved"]) == (digest, True)
+    assert "no differential privacy yet" in found["privacy"]
+    assert "no differential privacy yet" in err
+    listed = json.loads(command("approve", folder, "--list", "--json")[1])["approved"]
+    assert [(entry["study"], entry["digest"]) for entry in listed] == [("study", digest)]
+
+
+def test_nothing_is_approved_without_an_answer(
+    make_hospital: MakeHospital, study: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can be asked, ``--yes`` is needed; wrong usage ends with 2."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    folder = folder_of(make_hospital())
+    code, _, err = command("approve", folder, study)
+    assert code == 2
+    assert "--yes" in err
+    assert json.loads(command("approve", folder, "--list", "--json")[1])["approved"] == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1)])
+def test_the_answer_on_a_terminal_counts(
+    answer: str, code: int, make_hospital: MakeHospital, study: Path
+) -> None:
+    """On a terminal the engineer is asked, and a no changes nothing."""
+    folder = folder_of(make_hospital())
+    here, there = pty.openpty()
+    program = "from client.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "approve", str(folder), str(study)],
+        stdin=there,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(cli.__file__).parent.parent,
+    )
+    os.write(here, answer.encode() + b"\n")
+    assert process.wait(60) == code
+    assert (folder / "state/approvals.json").exists() == (answer == "y")
+    os.close(here)
+    os.close(there)
+
+
+def test_an_approval_is_taken_back(
+    make_hospital: MakeHospital, study: Path, command: Command
+) -> None:
+    """The beginning of a digest is enough; one that fits none, or several, changes nothing."""
+    folder, digest = folder_of(make_hospital()), Study.load(study).digest()
+    command("approve", folder, study, "--yes")
+    other = study.with_name("other.toml")
+    other.write_text(STUDY.replace("rounds = 2", "rounds = 3"), encoding="utf-8")
+    command("approve", folder, other, "--yes")
+    assert command("approve", folder, "--revoke", "xyz")[0] == errors.NotApprovedError.exit_code
+    code, out, _ = command("approve", folder, "--revoke", digest[:12], "--json")
+    assert code == 0
+    assert json.loads(out)["digest"] == digest
+    left = json.loads(command("approve", folder, "--list", "--json")[1])["approved"]
+    assert [entry["digest"] for entry in left] == [Study.load(other).digest()]
+
+
+def test_a_pause_is_set_and_lifted(make_hospital: MakeHospital, command: Command) -> None:
+    """``pause`` and ``pause --off`` may each be repeated, and ``status`` shows which holds."""
+    folder = folder_of(make_hospital())
+    for words, paused in ((["pause"], True), (["pause", "--off"], False)):
+        for _ in range(2):
+            code, out, _ = command(words[0], folder, *words[1:], "--json")
+            assert code == 0
+            assert json.loads(out)["paused"] == paused
+        assert json.loads(command("status", folder, "--json")[1])["paused"] == paused
+
+
+def test_the_status_prints_a_table(make_joined: MakeHospital, command: Command) -> None:
+    """Coordinator, socket, pause and approvals each have a row."""
+    folder = folder_of(make_joined())
+    code, out, _ = command("status", folder)
+    assert code == 0
+    for row in ("coordinator", "demo", "socket", "absent", "paused", "approved", "nothing"):
+        assert row in out
+
+
+def test_a_red_line_ends_the_doctor_with_its_code(
+    make_hospital: MakeHospital, command: Command
+) -> None:
+    """Each line is printed, also as JSON, and the red ones stand in the error."""
+    folder = folder_of(make_hospital())
+    code, out, err = command("doctor", folder, "--json")
+    assert code == errors.DoctorError.exit_code
+    lines = {line["name"]: line for line in json.loads(out)}
+    assert set(lines["disk"]) == {"name", "ok", "message", "remedy"}
+    assert not lines["enrolment"]["ok"]
+    assert "enrolment" in err
+    code, out, _ = command("doctor", folder)
+    assert code == errors.DoctorError.exit_code
+    assert "RED" in out
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> tuple[Path, str]:
+    """A kit for site-a, and its fingerprint."""
+    coordinator = init_folder(tmp_path / "coordinator", "trial", "localhost:22997")
+    invite(coordinator, "site-a")
+    file = coordinator.kit_file("site-a")
+    return file, Kit.load(file).fingerprint
+
+
+def test_a_hospital_joins_and_leaves(
+    kit: tuple[Path, str], make_hospital: MakeHospital, command: Command
+) -> None:
+    """The request for the coordinator is named; after leaving, the key is gone."""
+    folder = folder_of(make_hospital())
+    code, out, _ = command("join", kit[0], "--site", folder, "--fingerprint", kit[1], "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["site"], found["coordinator"]) == ("site-a", "trial")
+    assert Path(found["request"]).is_file()
+    assert json.loads(command("status", folder, "--json")[1])["coordinator"] == {
+        "name": "trial",
+        "address": "localhost:22997",
+    }
+    code, out, _ = command("leave", folder, "--yes", "--json")
+    assert code == 0
+    assert json.loads(out) == {"site": "site-a", "left": "trial"}
+    assert not (folder / "courier/node.key").exists()
+
+
+def test_a_fingerprint_is_always_compared(
+    kit: tuple[Path, str],
+    make_hospital: MakeHospital,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a terminal it must be given, and another than the kit's ends the joining."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    folder = folder_of(make_hospital())
+    assert command("join", kit[0], "--site", folder)[0] == 2
+    other = kit[1][:-4] + ("0000" if kit[1][-4:] != "0000" else "1111")
+    code = command("join", kit[0], "--site", folder, "--fingerprint", other)[0]
+    assert code == errors.KitError.exit_code
+    assert not (folder / "courier").exists()
+
+
+def test_who_runs_does_not_leave(make_joined: MakeHospital, command: Command) -> None:
+    """While the vault answers, the hospital cannot leave."""
+    config = make_joined()
+    config.socket.parent.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(config.socket))
+        listener.listen()
+        code, _, err = command("leave", folder_of(config), "--yes")
+    assert code == errors.ServiceError.exit_code
+    assert "still running" in err
+    assert (config.state / "coordinator.json").exists()
+
+
+def test_a_new_authority_is_taken_over(
+    kit: tuple[Path, str], make_hospital: MakeHospital, command: Command, tmp_path: Path
+) -> None:
+    """What the old authority vouches for is trusted, and a stranger's bundle is not."""
+    folder = folder_of(make_hospital())
+    command("join", kit[0], "--site", folder, "--fingerprint", kit[1])
+    coordinator = ServerConfig.load(tmp_path / "coordinator")
+    rotate_authority(coordinator)
+    code, out, _ = command("renew", folder, coordinator.folder / "renewal.pem", "--json")
+    assert code == 0
+    assert json.loads(out)["fingerprint"] != kit[1]
+    foreign = tmp_path / "foreign.pem"
+    foreign.write_bytes(new_authority("foe").certificate_pem)
+    assert command("renew", folder, foreign)[0] == errors.KitError.exit_code
+    assert command("renew", folder, tmp_path / "none")[0] == errors.KitError.exit_code
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be in another user's folder")
+def test_root_leaves_nothing_in_a_folder_of_the_vault(
+    make_hospital: MakeHospital, study: Path, command: Command
+) -> None:
+    """Where the state folder is another user's, root is told to work as that user."""
+    config = make_hospital()
+    config.state.mkdir(mode=0o700, exist_ok=True)
+    before = sorted(config.state.iterdir())
+    os.chown(config.state, 65534, 65534)
+    code, out, error = command("check", folder_of(config), "--study", study)
+    assert (code, out) == (errors.DataError.exit_code, "")
+    assert "sudo -u nobody" in error
+    assert sorted(config.state.iterdir()) == before

@@ -56,6 +56,24 @@ def test_defaults_need_only_a_name_and_a_task(tmp_path: Path) -> None:
     assert config.limits.max_unreadable == 0.1
 
 
+def test_the_vaults_settings_have_defaults_and_absolute_paths(tmp_path: Path) -> None:
+    """Socket and courier's folder count from the file's folder; limits are as documented."""
+    write(tmp_path, 'name = "a"\n[data.t]\nmanifest = "labels.csv"\n')
+    config = SiteConfig.load(tmp_path)
+    assert config.socket == tmp_path / "run/vault.sock"
+    assert config.courier == tmp_path / "courier"
+    assert config.socket_group == ""
+    assert (config.limits.extra_rounds, config.limits.max_order_mb) == (5, 4096)
+    text = 'name = "a"\nsocket = "/run/v.sock"\nsocket_group = "rarefed"\ncourier = "c"\n'
+    write(tmp_path, text + '[data.t]\nmanifest = "labels.csv"\n[limits]\nextra_rounds = 0\n')
+    config = SiteConfig.load(tmp_path)
+    assert (config.socket, config.courier) == (Path("/run/v.sock"), tmp_path / "c")
+    assert (config.socket_group, config.limits.extra_rounds) == ("rarefed", 0)
+    write(tmp_path, 'name = "a"\nsocket_group = "a b"\n[data.t]\nmanifest = "labels.csv"\n')
+    with pytest.raises(DataError, match="socket_group"):
+        SiteConfig.load(tmp_path)
+
+
 def test_a_missing_folder_or_file_has_its_own_error(tmp_path: Path) -> None:
     """A folder without site.toml and a path that is not there are each a MissingFolderError."""
     for path in (tmp_path, tmp_path / "none", tmp_path / "none.toml"):

@@ -529,7 +529,7 @@ def test_local_normalisation_stays_and_lasts(
     assert set(reply.groups) == {"shared", "head:ct"}
     assert not {name for group in reply.groups.values() for name in group} & set(local)
 
-    (file,) = (config.state / "studies").rglob("local.safetensors")
+    (file,) = (config.state / "studies").rglob("local-1.safetensors")
     kept = load_file(file)
     assert set(kept) == set(local)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -558,3 +558,25 @@ def test_local_normalisation_goes_on_where_it_was(
     assert replies[0].refusal == ""
     assert digests(replies[0].groups) == digests(replies[1].groups)
     assert digests(replies[0].metrics) == digests(replies[1].metrics)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_round_redone_gives_the_same(
+    restarted: bool,  # noqa: FBT001 - a parameter of the test
+    make_study: MakeStudy,
+    make_hospital: MakeHospital,
+    make_order: MakeOrder,
+) -> None:
+    """A round that is asked for again starts from the arrays that it started from at first."""
+    study = make_study(backbone={"normalisation": "local"})
+    site = Site(make_hospital())
+    for number in (1, 2, 3):
+        order = make_order(study, number=number)
+        first = answered(site, order)
+        if restarted:
+            site = Site(site.config)
+        again = answered(site, order)
+        assert first.refusal == again.refusal == ""
+        assert digests(again.groups) == digests(first.groups)
+        assert digests(again.metrics) == digests(first.metrics)
+    assert answered(site, make_order(study, number=1)) == refused(study, "order")

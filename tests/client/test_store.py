@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
-from client.store import SiteStore
+from client.store import SiteStore, remove_leftovers
 from common.arrays import Array, digest
+from common.bodies import read_body
 from common.errors import OrderError
-from common.messages import WireArrays
+from common.wire_arrays import WireArrays
 
 STUDY = "ab" * 32
 BASE: dict[str, Array] = {
@@ -87,29 +89,85 @@ def test_a_base_that_cannot_be_written_is_not_claimed(store: SiteStore) -> None:
 
 
 def test_local_arrays_come_back_as_they_went(store: SiteStore, tmp_path: Path) -> None:
-    """They are none at first, then the last that were kept, also in a new store object."""
-    assert store.load_local() == {}
-    store.save_local(BASE)
-    store.save_local(LOCAL)
-    assert same(store.load_local(), LOCAL)
-    assert same(SiteStore(tmp_path / "state", STUDY).load_local(), LOCAL)
+    """They are none at first, then those of the round before, also in a new store object."""
+    assert store.load_local(1) == {}
+    store.save_local(BASE, 1)
+    store.save_local(LOCAL, 2)
+    for kept in (store, SiteStore(tmp_path / "state", STUDY)):
+        assert same(kept.load_local(2), BASE)
+        assert same(kept.load_local(3), LOCAL)
+        assert same(kept.load_local(9), LOCAL)
+
+
+def test_a_redone_round_starts_where_it_started(store: SiteStore) -> None:
+    """Saved twice or thrice, a round's own arrays never become what it starts from."""
+    for _ in range(3):
+        assert store.load_local(1) == {}
+        store.save_local(BASE, 1)
+    for _ in range(3):
+        assert same(store.load_local(4), BASE)  # the site was away in rounds 2 and 3
+        store.save_local(LOCAL, 4)
+    assert same(store.load_local(5), LOCAL)
+
+
+def test_a_round_long_gone_is_refused(store: SiteStore) -> None:
+    """Where its start is no longer kept, a round is refused rather than started from another."""
+    store.save_local(BASE, 3)
+    assert store.load_local(3) == {}
+    store.save_local(LOCAL, 4)
+    with pytest.raises(OrderError, match="Round 3") as refusal:
+        store.load_local(3)
+    assert "anew" in refusal.value.remedy
+    assert same(store.load_local(4), BASE)
+
+
+def test_a_reply_is_found_by_its_order_alone(store: SiteStore) -> None:
+    """The last reply is kept, whole, for the very order that it answers."""
+    first, second = "ab" * 32, "cd" * 32
+    assert store.find_reply(first) is None
+    record = RecordDict({"reply": ConfigRecord({"header": "1"})})
+    path = store.save_reply(record, first)
+    assert store.find_reply(first) == path
+    assert dict(read_body(path)) == dict(record)
+    assert store.find_reply(second) is None
+    other = RecordDict({"shared": WireArrays.of(LOCAL).record})
+    path = store.save_reply(other, second)
+    assert dict(read_body(path)) == dict(other)
+    assert store.find_reply(first) is None
+
+
+def test_what_a_killed_process_left_is_removed(store: SiteStore, tmp_path: Path) -> None:
+    """A half-written file goes; whole ones stay."""
+    remove_leftovers(tmp_path / "state")
+    store.save_local(LOCAL, 1)
+    (folder,) = (tmp_path / "state/studies").iterdir()
+    (folder / ".reply-00.body.x1y2").write_bytes(b"half")
+    remove_leftovers(tmp_path / "state")
+    assert {path.name for path in folder.iterdir()} == {
+        "local-0.safetensors", "local-1.safetensors",
+    }  # fmt: skip
 
 
 def test_studies_do_not_meet(store: SiteStore, tmp_path: Path) -> None:
     """What one study left, another does not find."""
     store.save_base(BASE, digest(BASE))
-    store.save_local(LOCAL)
+    store.save_local(LOCAL, 1)
+    store.save_reply(RecordDict(), "ab" * 32)
     other = SiteStore(tmp_path / "state", "cd" * 32)
     assert other.base_digest() == ""
-    assert other.load_local() == {}
+    assert other.load_local(2) == {}
+    assert other.find_reply("ab" * 32) is None
 
 
 def test_files_are_the_sites_own(store: SiteStore, tmp_path: Path) -> None:
     """Nobody but the owner may read a file of the store, and no temporary file is left."""
     store.save_base(BASE, digest(BASE))
-    store.save_local(LOCAL)
+    for number in range(1, 4):
+        store.save_local(LOCAL, number)
+    store.save_reply(RecordDict(), "ab" * 32)
     files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
     assert {path.name for path in files} == {
-        "base.safetensors", "base.sha256", "local.safetensors",
+        "base.safetensors", "base.sha256", "local-2.safetensors", "local-3.safetensors",
+        f"reply-{'ab' * 32}.body",
     }  # fmt: skip
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}

@@ -29,7 +29,20 @@ TREE = {
     "DivergedError": ("FederationError", 35, "diverged"),
     "OrderError": ("FederationError", 36, "order"),
     "EgressError": ("FederationError", 37, "egress"),
+    "SealError": ("FederationError", 38, "seal"),
+    "NotApprovedError": ("FederationError", 39, "not_approved"),
+    "PausedError": ("FederationError", 41, "paused"),
+    "BudgetError": ("FederationError", 42, "budget"),
+    "VaultError": ("FederationError", 43, "vault"),
     "OutputError": ("RarefedError", 40, "output"),
+    "EnrolmentError": ("RarefedError", 50, "enrolment"),
+    "KitError": ("EnrolmentError", 51, "kit"),
+    "VersionError": ("EnrolmentError", 52, "version"),
+    "UnknownSiteError": ("EnrolmentError", 53, "unknown_site"),
+    "ServiceError": ("RarefedError", 60, "service"),
+    "NotRunningError": ("ServiceError", 61, "not_running"),
+    "DoctorError": ("RarefedError", 70, "doctor"),
+    "ChainError": ("RarefedError", 71, "chain"),
 }
 
 
@@ -72,7 +85,7 @@ def test_the_drawing_shows_every_class() -> None:
 def test_the_drawing_indents_as_the_classes_inherit() -> None:
     """A class stands deeper in the drawing than the branch that it belongs to."""
     lines = [line for line in (errors.__doc__ or "").splitlines() if "Error  " in line]
-    branches = {"DataError", "FederationError"}
+    branches = {"DataError", "FederationError", "EnrolmentError", "ServiceError"}
     depth = {}
     for line in lines:
         name = re.search(r"\w+Error", line)

@@ -17,7 +17,6 @@ from common.arrays import Arrays, digest
 from common.errors import ReplyError, StudyMismatchError
 from common.messages import (
     MESSAGE_TYPES,
-    PROTOCOL,
     Counted,
     Declaration,
     Order,
@@ -31,6 +30,7 @@ from common.messages import (
     size_in_bytes,
 )
 from common.study import Study
+from common.versions import PROTOCOL
 from common.wire_arrays import WireArrays
 
 STUDY = Study.parse(

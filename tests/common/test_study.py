@@ -50,7 +50,7 @@ strategy = "fedadam"
 options = { eta = 0.01 }
 quorum = 3
 """
-DIGEST = "a08d9b3fb7186c21612e9733e5974072e5ace836da34c9baac6a1d4165b2be13"
+DIGEST = "c8f35958d24af563007d5d17498f1876214dd2643d1822976466155c9b37f6c7"
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -68,7 +68,9 @@ KEYS = {
         "loss", "focal_gamma", "train", "clip_norm",
     ],
     "Split": ["validation", "test"],
-    "Federation": ["strategy", "options", "weighting", "quorum", "fraction", "deadline_s"],
+    "Federation": [
+        "strategy", "options", "weighting", "update_dtype", "quorum", "fraction", "deadline_s",
+    ],
 }  # fmt: skip
 
 
@@ -284,7 +286,8 @@ def test_defaults_are_frozen() -> None:
         },
         "split": {"validation": 0.15, "test": 0.25},
         "federation": {
-            "strategy": "fedavg", "options": {}, "weighting": "patients", "quorum": 2,
+            "strategy": "fedavg", "options": {}, "weighting": "patients", "update_dtype": "float32",
+            "quorum": 2,
             "fraction": 1.0, "deadline_s": 3600.0,
         },
     }  # fmt: skip
@@ -354,7 +357,8 @@ OTHER: dict[str, Any] = {
     "training.loss": "focal", "training.focal_gamma": 1, "training.train": "last:1",
     "training.clip_norm": 1, "split.validation": 0.2, "split.test": 0.2,
     "federation.strategy": "fedyogi", "federation.options": {"eta": 0.02},
-    "federation.weighting": "images", "federation.quorum": 4, "federation.fraction": 0.5,
+    "federation.weighting": "images", "federation.update_dtype": "float16",
+    "federation.quorum": 4, "federation.fraction": 0.5,
     "federation.deadline_s": 60,
 }  # fmt: skip
 

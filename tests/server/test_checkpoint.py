@@ -3,17 +3,27 @@
 import json
 import resource
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from common.arrays import Array, digest
 from common.errors import OutputError
-from server.checkpoint import MODEL, NOTES, StoredArrays, save_model
+from common.study import Study
+from server.checkpoint import (
+    MODEL,
+    NOTES,
+    StoredArrays,
+    find_checkpoint,
+    has_begun,
+    save_model,
+    save_round,
+)
 
 ARRAYS: dict[str, Array] = {
     "counter": np.array(2**40, np.int64),
@@ -120,3 +130,135 @@ def test_a_file_in_place_of_the_folder_is_an_output_error(tmp_path: Path) -> Non
     (tmp_path / "run").touch()
     with pytest.raises(OutputError, match="Cannot write"):
         save_model(tmp_path / "run", ARRAYS, {})
+
+
+STATES = {
+    "shared": {"m_t/w": ARRAYS["w"], "m_t/scalar": np.array(0.5, np.float64)},
+    "head:ct": {"m_t/none": ARRAYS["none"]},
+}
+
+
+@pytest.fixture
+def study(make_study: Callable[..., Study]) -> Study:
+    return make_study()
+
+
+def test_a_round_that_is_saved_is_where_the_study_stands(study: Study, tmp_path: Path) -> None:
+    """Number, arrays, members and the strategies' state come back to the bit."""
+    assert not has_begun(tmp_path)
+    for number, states in ((0, {}), (1, STATES), (2, STATES), (3, {})):
+        path = save_round(tmp_path, ARRAYS, states, study, number, ("a", "b"))
+        assert has_begun(tmp_path)
+        found = find_checkpoint(tmp_path, study)
+        assert (found.round, found.model, found.members) == (number, path, ("a", "b"))
+        assert {group: digest(state) for group, state in found.states.items()} == {
+            group: digest(state) for group, state in states.items()
+        }
+        names = {"", f"strategies-{number}.safetensors"} if states else {""}
+        assert {p.name for p in tmp_path.iterdir()} == {MODEL, *names} - {""}
+    assert digest(StoredArrays(path, tuple(ARRAYS))) == digest(ARRAYS)
+
+
+def test_the_header_says_which_study_and_round_it_is(study: Study, tmp_path: Path) -> None:
+    """Anyone with the safetensors library can read them off the model."""
+    with safe_open(save_round(tmp_path, ARRAYS, {}, study, 7), framework="numpy") as file:
+        notes = json.loads(file.metadata()[NOTES])
+    assert (notes["study"], notes["study_digest"]) == ("study", study.digest())
+    assert notes["round"] == "7"
+
+
+def test_until_the_model_is_there_the_round_before_counts(study: Study, tmp_path: Path) -> None:
+    """State that was written for a model that never came is not taken for anyone's."""
+    save_round(tmp_path, ARRAYS, STATES, study, 1)
+    before = (tmp_path / MODEL).read_bytes()
+    other = {"shared": {"m_t/w": np.ones(3, np.float32)}}
+    save_round(tmp_path, ARRAYS, other, study, 2)
+    (tmp_path / MODEL).write_bytes(before)  # killed between state and model
+    save_round(tmp_path / "again", ARRAYS, STATES, study, 1)
+    kept = tmp_path / "again" / "strategies-1.safetensors"
+    kept.rename(tmp_path / "strategies-1.safetensors")
+    found = find_checkpoint(tmp_path, study)
+    assert found.round == 1
+    assert digest(found.states["shared"]) == digest(STATES["shared"])
+
+
+def test_what_a_killed_coordinator_was_writing_is_cleared_away(
+    study: Study, tmp_path: Path
+) -> None:
+    """Half-written files, each the size of a model, do not pile up; other files are left alone."""
+    for name in (f".{MODEL}.abc123", ".strategies-1.safetensors.xyz"):
+        (tmp_path / name).write_bytes(b"half")
+    for name in ("notes.txt", "best.safetensors", ".hidden"):
+        (tmp_path / name).touch()
+    save_round(tmp_path, ARRAYS, STATES, study, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        MODEL, "strategies-1.safetensors", "notes.txt", "best.safetensors", ".hidden",
+    }  # fmt: skip
+
+
+def test_a_full_disk_leaves_the_round_before(study: Study, tmp_path: Path) -> None:
+    """Whether the strategies' file or the model does not fit, the study stands where it stood."""
+    save_round(tmp_path, ARRAYS, STATES, study, 1)
+    large = {"w": np.zeros(1000, np.float32)}
+    for arrays, states in ((ARRAYS, {"shared": large}), (large, {"shared": {"m": np.zeros(1)}})):
+        with full_disk(), pytest.raises(OutputError, match="Cannot write"):
+            save_round(tmp_path, arrays, states, study, 2)
+        found = find_checkpoint(tmp_path, study)
+        assert found.round == 1
+        assert digest(found.states["shared"]) == digest(STATES["shared"])
+
+
+def test_a_folder_of_another_study_is_refused(
+    study: Study, make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    """So is another version of the same one: all that is agreed counts, not the name."""
+    save_round(tmp_path, ARRAYS, {}, study, 1)
+    for other in (make_study(seed=1), make_study(name="other")):
+        with pytest.raises(OutputError, match="holds another study, study, or") as refused:
+            find_checkpoint(tmp_path, other)
+        assert "folder of its own" in refused.value.remedy
+    assert find_checkpoint(tmp_path, make_study()).round == 1
+
+
+def damaged(folder: Path, damage: str, study: Study) -> str:
+    """Damage a checkpoint, and return which file will be complained of."""
+    model, state = folder / MODEL, folder / "strategies-1.safetensors"
+    file = state if damage.startswith("strategies") else model
+    if damage.endswith("missing"):
+        file.unlink()
+    elif damage.endswith("cut off"):
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage.endswith("empty"):
+        file.write_bytes(b"")
+    elif damage.endswith("garbage"):
+        file.write_bytes(b"garbage " * 100)
+    elif damage == "strategies foreign":
+        save_model(folder / "x", ARRAYS, {}).rename(state)
+    else:
+        notes = {"study": "study", "study_digest": study.digest(), "round": "1", "members": "[]"}
+        odd = {"no notes": {}, "no digest": notes | {"study_digest": "0"}, "no round": notes}
+        chosen = {k: v for k, v in odd[damage].items() if k != damage.removeprefix("no ")}
+        save_model(folder, ARRAYS, chosen)
+    return file.name
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["missing", "cut off", "empty", "garbage", "no notes", "no round"]
+    + [f"strategies {how}" for how in ("missing", "cut off", "empty", "garbage", "foreign")],
+)
+def test_a_damaged_file_is_an_output_error(damage: str, study: Study, tmp_path: Path) -> None:
+    """The file is named and a remedy given; nothing is begun anew over it."""
+    save_round(tmp_path, ARRAYS, STATES, study, 1)
+    name = damaged(tmp_path, damage, study)
+    with pytest.raises(OutputError, match=f"{name} cannot be read") as refused:
+        find_checkpoint(tmp_path, study)
+    assert "backup" in refused.value.remedy
+
+
+def test_a_model_of_someone_else_is_an_output_error(study: Study, tmp_path: Path) -> None:
+    """Notes of another form, such as another program's, are told as such too."""
+    for header in ({}, {NOTES: "3"}, {NOTES: "[]"}, {NOTES: "{"}):
+        save_file({"w": np.zeros(3, np.float32)}, tmp_path / MODEL, metadata=header)
+        with pytest.raises(OutputError, match="cannot be read"):
+            find_checkpoint(tmp_path, study)

@@ -1,20 +1,25 @@
 """Laws of sending orders and pulling replies, over a real grid with fake sites."""
 
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from common.arrays import Array, digest
 from common.errors import FederationError, QuorumError, TaskWithoutSiteError
 from common.messages import Order, Reply, order_to_record, size_in_bytes
 from common.study import Study
-from server.exchange import enrol, exchange
+from server.door import Door, enrol
+from server.exchange import exchange, gather
 from server.history import RoundRecord
+from server.mail import Mail
 from server.roster import Member
+from server.timing import AT_ONCE, Timing
 
 Make = Callable[..., Any]
 GROUPS: dict[str, dict[str, Array]] = {
@@ -22,6 +27,7 @@ GROUPS: dict[str, dict[str, Array]] = {
     "head:ct": {"heads.ct.bias": np.zeros(2, np.float32)},
 }
 BASE: dict[str, Array] = {"counter": np.array(3, np.int64)}
+COMING_AND_GOING = Timing(sites_return=True, gather_s=0.3, recheck_s=0.0, resend_s=0.01, resends=2)
 
 
 @pytest.fixture
@@ -35,17 +41,23 @@ def orders_for(members: Iterable[Member], study: Study) -> dict[str, tuple[Membe
     return {member.name: (member, order) for member in members}
 
 
-def collect(grid: Any, study: Study, members: list[Member]) -> tuple[dict[str, Reply], RoundRecord]:
+def door_to(study: Study, grid: Any, timing: Timing = AT_ONCE) -> Door:
+    return Door(study, Mail(grid), timing)
+
+
+def collect(
+    door: Door, study: Study, members: list[Member]
+) -> tuple[dict[str, Reply], RoundRecord]:
     """Run one exchange, and return the replies by site and the record of the round."""
     record = RoundRecord(1, 0, trained=True)
     orders = orders_for(members, study)
-    return {m.name: reply for m, reply in exchange(grid, orders, study, record)}, record
+    return {m.name: reply for m, reply in exchange(door, orders, record)}, record
 
 
 def test_every_site_declares_itself(study: Study, make_site: Make, make_grid: Make) -> None:
     """Members come in the order of their names, with node, declaration and the base they hold."""
     sites = [make_site("c"), make_site("a", {"ct": 4}), make_site("b", base=BASE)]
-    members = enrol(study, make_grid(sites), 3)
+    members = enrol(door_to(study, make_grid(sites)), 3)
     assert [(m.name, m.node_id, m.base) for m in members] == [
         ("a", 2, ""), ("b", 3, digest(BASE)), ("c", 1, ""),
     ]  # fmt: skip
@@ -61,7 +73,7 @@ def test_sites_that_refuse_are_left_out(study: Study, make_site: Make, make_grid
     sites[3].answer = lambda _: 1 / 0
     sites[4].tasks = {}
     sites[5].tasks = {"unknown": 3}
-    members = enrol(study, make_grid(sites), 6)
+    members = enrol(door_to(study, make_grid(sites)), 6)
     assert [member.name for member in members] == ["a", "b"]
 
 
@@ -70,13 +82,13 @@ def test_the_roster_is_checked(
 ) -> None:
     """Two sites of one name, too few sites, and a task without a site each end the enrolment."""
     with pytest.raises(FederationError, match="called a"):
-        enrol(study, make_grid([make_site("a"), make_site("a")]), 2)
+        enrol(door_to(study, make_grid([make_site("a"), make_site("a")])), 2)
     refusing = make_site("b")
     refusing.answer = lambda _: Reply("b", study.digest(), 0, refusal="missing_folder")
     with pytest.raises(QuorumError, match="b refused: missing_folder"):
-        enrol(study, make_grid([make_site("a"), refusing]), 2)
+        enrol(door_to(study, make_grid([make_site("a"), refusing])), 2)
     with pytest.raises(TaskWithoutSiteError, match="the task mr"):
-        enrol(make_study(), make_grid([make_site("a"), make_site("b")]), 2)
+        enrol(door_to(make_study(), make_grid([make_site("a"), make_site("b")])), 2)
 
 
 def test_a_declaration_for_another_study_does_not_count(
@@ -87,7 +99,7 @@ def test_a_declaration_for_another_study_does_not_count(
     honest = stray.answer
     stray.answer = lambda order: honest(order)._replace(digest="0" * 64)
     with pytest.raises(QuorumError, match="stray refused: it answers for another study"):
-        enrol(study, make_grid([make_site("a"), stray]), 2)
+        enrol(door_to(study, make_grid([make_site("a"), stray])), 2)
 
 
 def test_enrolment_waits_for_the_expected_sites(
@@ -99,22 +111,23 @@ def test_enrolment_waits_for_the_expected_sites(
     study = make_study(tasks=task, federation=federation)
     grid = make_grid([make_site("a")])
     began = time.monotonic()
-    assert len(enrol(study, grid, 2)) == 1
+    assert len(enrol(door_to(study, grid), 2)) == 1
     assert 0.3 <= time.monotonic() - began < 5
 
     late = make_grid([make_site("a"), make_site("b")])
-    everyone = list(late.get_node_ids())
+    everyone = list(late.get_nodes())
     looks = iter([[], everyone[:1], everyone])
-    late.get_node_ids = lambda: next(looks)
-    assert len(enrol(study, late, 2)) == 2
+    late.get_nodes = lambda: next(looks)
+    assert len(enrol(door_to(study, late), 2)) == 2
 
 
 def test_every_reply_comes_once(study: Study, make_site: Make, make_grid: Make) -> None:
     """Each site is asked once, its reply arrives intact, and its bytes are counted both ways."""
     sites = [make_site(name, change=change) for name, change in (("b", 1.0), ("a", 2.0))]
     grid = make_grid(sites)
-    members = enrol(study, grid, 2)
-    replies, record = collect(grid, study, members)
+    door = door_to(study, grid)
+    members = enrol(door, 2)
+    replies, record = collect(door, study, members)
     assert [len(site.orders) for site in sites] == [2, 2]
     assert (record.asked, record.silent, record.refused) == (["a", "b"], [], {})
     for site in sites:
@@ -129,7 +142,8 @@ def test_arrays_are_encoded_once_for_all_sites(
 ) -> None:
     """However many sites are asked, their messages share one copy of the encoded arrays."""
     grid = make_grid([make_site(name) for name in "abcd"])
-    members = enrol(study, grid, 4)
+    door = door_to(study, grid)
+    members = enrol(door, 4)
     pushed: list[Message] = []
     push = grid.push_messages
 
@@ -138,7 +152,7 @@ def test_arrays_are_encoded_once_for_all_sites(
         return list(push(pushed))
 
     grid.push_messages = note
-    collect(grid, study, members)
+    collect(door, study, members)
     assert len(pushed) == 4
     for name in ("shared", "head:ct", "base"):
         assert len({id(message.content[name]) for message in pushed}) == 1
@@ -155,10 +169,11 @@ def test_what_a_site_did_wrong_is_recorded(study: Study, make_site: Make, make_g
 
     sites = [make_site("a"), make_site("b", spoil=malformed), make_site("c", spoil=failing)]
     grid = make_grid(sites)
-    members = enrol(study, grid, 3)
+    door = door_to(study, grid)
+    members = enrol(door, 3)
     for member in members:
         member.base = digest(BASE)
-    replies, record = collect(grid, study, members)
+    replies, record = collect(door, study, members)
     assert list(replies) == ["a"]
     assert set(record.refused) == {"b", "c"}
     assert "malformed" in record.refused["b"]
@@ -175,9 +190,10 @@ def test_a_silent_site_closes_at_the_deadline(
     task = {"ct": {"modality": "CT", "classes": ["a", "b"]}}
     study = make_study(tasks=task, federation={"deadline_s": 0.3})
     grid = make_grid([make_site(name) for name in "abc"], deaf=["b"])
-    members = enrol(study, grid, 3)
+    door = door_to(study, grid)
+    members = enrol(door, 3)
     began = time.monotonic()
-    replies, record = collect(grid, study, members)
+    replies, record = collect(door, study, members)
     assert 0.3 <= time.monotonic() - began < 5
     assert set(replies) == {"a", "c"}
     assert record.silent == ["b"]
@@ -187,7 +203,8 @@ def test_a_silent_site_closes_at_the_deadline(
 def test_a_slow_site_is_waited_for(study: Study, make_site: Make, make_grid: Make) -> None:
     """A reply that is not there at the first looks is pulled at a later one."""
     grid = make_grid([make_site("a"), make_site("b")], deaf=["a"])
-    members = enrol(study, grid, 2)
+    door = door_to(study, grid)
+    members = enrol(door, 2)
     pull, looks = grid.pull_messages, []
 
     def later(ids: list[str]) -> Iterable[Message]:
@@ -197,7 +214,7 @@ def test_a_slow_site_is_waited_for(study: Study, make_site: Make, make_grid: Mak
         return list(pull(ids))
 
     grid.pull_messages = later
-    replies, record = collect(grid, study, members)
+    replies, record = collect(door, study, members)
     assert list(replies) == ["b", "a"]
     assert record.silent == []
     assert all(len(ids) == 1 for ids in looks)
@@ -209,7 +226,8 @@ def test_a_message_that_cannot_be_pushed_is_a_silent_site(
 ) -> None:
     """Flower gives None for a message that it could not push, or nothing; nobody waits then."""
     grid = make_grid([make_site(name) for name in "abc"])
-    members = enrol(study, grid, 3)
+    door = door_to(study, grid)
+    members = enrol(door, 3)
     push = grid.push_messages
 
     def some(messages: Iterable[Message]) -> list[str | None]:
@@ -217,6 +235,127 @@ def test_a_message_that_cannot_be_pushed_is_a_silent_site(
         return [] if lost == "all" else [first, None, *others[1:]]
 
     grid.push_messages = some
-    replies, record = collect(grid, study, members)
+    replies, record = collect(door, study, members)
     assert set(replies) == ({"a", "c"} if lost == "one" else set())
     assert record.silent == (["b"] if lost == "one" else ["a", "b", "c"])
+
+
+def test_only_who_has_not_joined_is_asked_to_declare_itself(
+    study: Study, make_site: Make, make_grid: Make
+) -> None:
+    """Neither the sites that are asked to train nor the members that this round leaves out."""
+    sites = [make_site("a"), make_site("b"), make_site("c", refusal="data")]
+    door = door_to(study, make_grid(sites), COMING_AND_GOING)
+    members = enrol(door, 2)
+    asked = {name: len(site.orders) for name, site in zip("abc", sites, strict=True)}
+    collect(door, study, members[:1])
+    collect(door, study, members[:1])
+    kinds = [[order.kind for order in site.orders[asked[site.name] :]] for site in sites]
+    assert kinds[:2] == [["train", "train"], []]
+    assert set(kinds[2]) == {"check"}
+    assert door.newcomers() == []
+
+
+def test_an_order_that_cannot_be_sent_again_is_tried_once_more(
+    study: Study, make_site: Make, make_grid: Make
+) -> None:
+    """Where Flower does not take the second letter, a third one goes out."""
+    site = make_site("a", losses=[0, ErrorCode.NODE_UNAVAILABLE])
+    grid = make_grid([site, make_site("b")])
+    door = door_to(study, grid, COMING_AND_GOING)
+    members = enrol(door, 2)
+    push, pushes = grid.push_messages, []
+
+    def some(messages: Iterable[Message]) -> list[str | None]:
+        pushes.append(list(messages))
+        return [None] if len(pushes) == 2 else list(push(pushes[-1]))
+
+    grid.push_messages = some
+    replies, record = collect(door, study, members)
+    assert set(replies) == {"a", "b"}
+    assert (len(pushes), record.resent) == (3, ["a"])
+
+
+def gathering(study: Study, make_site: Make, make_grid: Make) -> tuple[Door, list[Any], Any]:
+    sites = [make_site(name) for name in "abc"]
+    door = door_to(study, make_grid(sites), COMING_AND_GOING)
+    return door, sites, enrol(door, 3)
+
+
+def test_a_member_that_has_just_gone_is_waited_for_once(
+    study: Study, make_site: Make, make_grid: Make
+) -> None:
+    """For as long as was agreed; after that it is away, and taken up when it is back."""
+    door, sites, members = gathering(study, make_site, make_grid)
+    assert [m.name for m in gather(door, members, RoundRecord(1, 0, trained=True))[1]] == [
+        "a",
+        "b",
+        "c",
+    ]
+    sites[1].away = True
+    began = time.monotonic()
+    assert [m.name for m in gather(door, members, RoundRecord(1, 0, trained=True))[1]] == ["a", "c"]
+    assert COMING_AND_GOING.gather_s <= time.monotonic() - began < 5
+    assert [m.away for m in members] == [False, True, False]
+    began = time.monotonic()
+    assert [m.name for m in gather(door, members, RoundRecord(1, 0, trained=True))[1]] == ["a", "c"]
+    assert time.monotonic() - began < COMING_AND_GOING.gather_s
+    sites[1].away = False
+    assert [m.name for m in gather(door, members, RoundRecord(1, 0, trained=True))[1]] == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert not any(m.away for m in members)
+
+
+def test_a_member_that_is_back_in_time_was_not_away(
+    study: Study, make_site: Make, make_grid: Make
+) -> None:
+    """The wait is over as soon as everyone is there."""
+    door, sites, members = gathering(study, make_site, make_grid)
+    sites[0].away = True
+    present, looks = door.mail.present, []
+
+    def back_at_the_second_look() -> dict[int, str]:
+        looks.append(present())
+        sites[0].away = False
+        return looks[-1]
+
+    door.mail.present = back_at_the_second_look  # type: ignore[method-assign]
+    assert [m.name for m in gather(door, members, RoundRecord(1, 0, trained=True))[1]] == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert len(looks) == 2
+
+
+def test_fewer_than_the_quorum_are_waited_for_until_the_deadline(
+    make_small_study: Make, make_site: Make, make_grid: Make
+) -> None:
+    """A round is not begun with too few while they may come; then it is, and fails by itself."""
+    study = make_small_study(deadline_s=0.25)
+    door, sites, members = gathering(study, make_site, make_grid)
+    sites[0].away = sites[1].away = True
+    for _ in range(2):  # though both are known to be away the second time
+        began = time.monotonic()
+        assert [m.name for m in gather(door, members, RoundRecord(1, 0, trained=True))[1]] == ["c"]
+        assert 0.25 <= time.monotonic() - began < 5
+
+
+def test_one_reply_is_in_memory_at_a_time(study: Study, make_site: Make, make_grid: Make) -> None:
+    """Before the next one comes, the exchange holds nothing of the one before."""
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def count(reply: Reply, _order: Order) -> Reply:
+        alive.append(sum(reference() is not None for reference in held))
+        return reply
+
+    door = door_to(study, make_grid([make_site(name, spoil=count) for name in "abcd"]))
+    orders = orders_for(enrol(door, 4), study)
+    for _, reply in exchange(door, orders, RoundRecord(1, 0, trained=True)):
+        held.append(weakref.ref(reply.groups["shared"].record))  # type: ignore[attr-defined]
+        del reply
+    assert (len(held), alive) == (4, [0] * 4)

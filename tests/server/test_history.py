@@ -6,7 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from common import metrics
+from common.errors import OutputError
 from common.messages import Counted
 from common.metrics import METRICS, MetricState
 from common.study import Study
@@ -16,8 +19,8 @@ from server.history import HISTORY, RoundRecord
 Make = Callable[..., Any]
 
 KEYS = [
-    "round", "model_round", "trained", "asked", "answered", "refused", "silent", "tasks",
-    "training", "bytes", "seconds",
+    "round", "model_round", "trained", "combined", "asked", "answered", "refused", "silent",
+    "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
 ]  # fmt: skip
 
 
@@ -86,3 +89,79 @@ def test_seconds_add_up_over_rounds() -> None:
     assert history.total(records, "training") == 3
     assert history.total(records, "total") == 5.0
     assert history.total([], "total") == 0
+
+
+def three_rounds(folder: Path) -> list[RoundRecord]:
+    """Write two rounds that were combined, and one that was not."""
+    records = [
+        RoundRecord(n, n - 1, trained=True, combined=n < 3, refused={"ä": "\u2028\x85"})
+        for n in (1, 2, 3)
+    ]
+    for record in records:
+        history.append(folder, record)
+    return records
+
+
+def test_what_was_appended_is_loaded(tmp_path: Path) -> None:
+    """Records come back as they were, whatever characters their words hold."""
+    assert history.load(tmp_path) == []
+    records = three_rounds(tmp_path)
+    assert history.load(tmp_path) == records
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, -1])
+def test_a_last_line_that_was_cut_off_is_left_out(cut: int, tmp_path: Path) -> None:
+    """However much of it was written, and in the middle of a character too."""
+    records = three_rounds(tmp_path)
+    path = tmp_path / HISTORY
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    path.write_bytes(whole[: last + cut if cut > 0 else cut])
+    assert history.load(tmp_path) == records[:2]
+    path.write_bytes(whole + b'{"refused": {"\xc3')
+    assert history.load(tmp_path) == records
+    assert history.rewind(tmp_path, 2) == records
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"{}", b"[]", b'{"round": 1, "odd": 2}', b"\xff"])
+def test_another_damaged_line_is_an_output_error(line: bytes, tmp_path: Path) -> None:
+    """It is told with the file and a remedy, and the file is left as it is."""
+    three_rounds(tmp_path)
+    path = tmp_path / HISTORY
+    damaged = line + b"\n" + path.read_bytes()
+    path.write_bytes(damaged)
+    for read in (history.load, lambda folder: history.rewind(folder, 1)):
+        with pytest.raises(OutputError, match=HISTORY) as refused:
+            read(tmp_path)
+        assert "backup" in refused.value.remedy
+    assert path.read_bytes() == damaged
+
+
+def test_rewinding_drops_rounds_whose_model_is_not_there(tmp_path: Path) -> None:
+    """A combined round after the model's is dropped; attempts that failed are kept."""
+    assert history.rewind(tmp_path, 0) == []
+    assert not (tmp_path / HISTORY).exists()
+    records = three_rounds(tmp_path)
+    assert history.rewind(tmp_path, 2) == records
+    assert history.rewind(tmp_path, 1) == [records[0], records[2]]
+    assert history.load(tmp_path) == [records[0], records[2]]
+    assert history.rewind(tmp_path, 0) == [records[2]]
+
+
+def test_a_round_after_a_rewind_is_a_line_of_its_own(tmp_path: Path) -> None:
+    """What was cut off is gone before the next line is written."""
+    records = three_rounds(tmp_path)
+    with (tmp_path / HISTORY).open("ab") as file:
+        file.write(b'{"round": 4')
+    history.rewind(tmp_path, 1)
+    history.append(tmp_path, records[1])
+    assert history.load(tmp_path) == [records[0], records[2], records[1]]
+
+
+def test_a_history_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    """Told with its file and its remedy, like every other output."""
+    (tmp_path / HISTORY).mkdir()
+    with pytest.raises(OutputError, match=f"Cannot write .*{HISTORY}") as refused:
+        history.append(tmp_path, RoundRecord(1, 0, trained=True))
+    assert refused.value.remedy

@@ -259,3 +259,42 @@ def test_all_faults_are_told_at_once(order: Order, reply: Reply) -> None:
     assert "heads.ct.bias is float32(3,), not float32(2,)" in text
     for name in chosen:
         assert SPOILED[name][1] in text
+
+
+@pytest.mark.parametrize("agreed", ["float32", "float16"])
+@pytest.mark.parametrize("sent", ["float32", "float16", "float64", ">f2"])
+def test_updates_come_in_the_type_that_the_study_says(
+    agreed: str, sent: str, make_study: Callable[..., Study], order: Order, reply: Reply
+) -> None:
+    """Half precision passes exactly where it was agreed on, and then nothing else does."""
+    told = order._replace(study=make_study(federation={"update_dtype": agreed}))
+    groups = {
+        group: {name: value.astype(sent) for name, value in arrays.items()}
+        for group, arrays in reply.groups.items()
+    }
+    cast = reply._replace(digest=told.study.digest(), groups=groups)
+    if sent == agreed:
+        assert admit(cast, told, MEMBER)
+        assert admit(reply_from_record(reply_to_record(cast)), told, MEMBER)
+    else:
+        text = refusal(cast, told)
+        assert f"shared: w is {np.dtype(sent)}(2, 2), not {agreed}(2, 2)" in text
+        assert "has 4 faults" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(np.nan, "not finite"), (np.inf, "not finite"), (60000.0, "changed by more than 8192")],
+)
+def test_half_precision_is_looked_at_as_closely(
+    value: float, why: str, make_study: Callable[..., Study], order: Order, reply: Reply
+) -> None:
+    """What does not fit its range, or is too large, is refused as in single precision."""
+    told = order._replace(study=make_study(federation={"update_dtype": "float16"}))
+    groups = {
+        group: {name: array.astype(np.float16) for name, array in arrays.items()}
+        for group, arrays in reply.groups.items()
+    }
+    groups["shared"]["w"][0, 1] = value
+    cast = reply._replace(digest=told.study.digest(), groups=groups)
+    assert why in refusal(cast, told)

@@ -7,7 +7,7 @@ import pytest
 from common.errors import FederationError, QuorumError, TaskWithoutSiteError
 from common.messages import Counted, Declaration, Splits
 from common.study import Study
-from server.roster import Member, check_roster
+from server.roster import Member, check_roster, joined
 
 Make = Callable[..., Study]
 COUNTS = Counted(patients=1, images=1)
@@ -58,3 +58,21 @@ def test_every_task_without_a_site_is_listed(make_study: Make) -> None:
     with pytest.raises(TaskWithoutSiteError, match=r"the task w, z\.\n  - c refused: data") as no:
         check_roster(study, [member("a", "x"), member("b", "y")], {"c": "data"})
     assert "[data.TASK]" in no.value.remedy
+
+
+def test_newcomers_are_among_the_members_by_name() -> None:
+    """All are sorted, and the members themselves stay the objects that they were."""
+    members = [member("a", "ct"), member("d", "ct")]
+    found = joined(members, [member("e", "ct"), member("b", "mr")])
+    assert [m.name for m in found] == ["a", "b", "d", "e"]
+    assert (found[0], found[2]) == (members[0], members[1])
+    assert found[0] is members[0]
+    assert joined(members, []) == members
+
+
+def test_a_newcomer_takes_the_place_of_its_name() -> None:
+    """A site with another key is not there twice; the last one of a name counts."""
+    old, new, newest = (member("a", *tasks) for tasks in (["ct"], ["mr"], ["ct", "mr"]))
+    new.node_id, newest.node_id = 2, 3
+    assert joined([old, member("b", "ct")], [new, newest])[0] is newest
+    assert len(joined([old], [new])) == 1

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,10 +18,17 @@ from common.weights import Layout, layout_of, take
 from common.wire_arrays import WireArrays
 from server.checkpoint import MODEL, NOTES, StoredArrays
 from server.history import HISTORY, RoundRecord
-from server.rounds import Outcome, Start, run_study, sample
+from server.rounds import Outcome, begin_study, run_study, sample
 
 Make = Callable[..., Any]
 Play = Callable[..., Outcome]
+
+
+class Start(NamedTuple):
+    """The initial arrays and how they are divided."""
+
+    layout: Layout
+    arrays: dict[str, Array]
 
 
 @pytest.fixture
@@ -37,11 +44,15 @@ def start_of() -> Callable[[Study], Start]:
 def play(start_of: Callable[[Study], Start], make_grid: Make, tmp_path: Path) -> Play:
     """Return a function that runs a study with fake sites in the test's folder."""
 
-    def run(study: Study, sites: list[Any], deaf: tuple[str, ...] = ()) -> Outcome:
+    def run(
+        study: Study, sites: list[Any], deaf: tuple[str, ...] = (), folder: Path = tmp_path
+    ) -> Outcome:
         watched: list[RoundRecord] = []
         grid = make_grid(sites, deaf)
+        start = start_of(study)
+        begin_study(study, start.arrays, folder)
         outcome = run_study(
-            study, grid, start_of(study), tmp_path, sites=len(sites), watch=watched.append
+            study, grid, start.layout, folder, sites=len(sites), watch=watched.append
         )
         assert watched == outcome.records
         return outcome
@@ -260,10 +271,10 @@ def test_the_model_does_not_depend_on_who_answers_first(
     def honest() -> list[Any]:
         return [make_site(name, {"ct": n}, 0.1 * n) for name, n in (("a", 1), ("b", 2), ("c", 3))]
 
-    play(study, honest())
-    first = (tmp_path / MODEL).read_bytes()
-    play(study, honest()[::-1])
-    assert (tmp_path / MODEL).read_bytes() == first
+    play(study, honest(), folder=tmp_path / "one")
+    play(study, honest()[::-1], folder=tmp_path / "two")
+    one, two = (tmp_path / run / MODEL for run in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_fewer_replies_than_the_quorum_end_the_study(
@@ -297,7 +308,12 @@ def test_a_silent_site_is_left_behind_at_the_deadline(
         assert 0.3 <= line["seconds"]["total"] < 10
     silent = make_study(tasks=ONE_TASK, federation={"quorum": 3, "deadline_s": 0.3})
     with pytest.raises(QuorumError, match="Silent: b"):
-        play(silent, [make_site("a"), make_site("b"), make_site("c")], deaf=("b",))
+        play(
+            silent,
+            [make_site("a"), make_site("b"), make_site("c")],
+            deaf=("b",),
+            folder=tmp_path / "silent",
+        )
 
 
 def test_a_study_that_cannot_begin_trains_nobody(

@@ -10,10 +10,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from common.arrays import Array, Arrays, digest
-from common.messages import WireArrays
 from common.study import Federation
 from common.study_faults import STRATEGY_OPTIONS
 from common.weights import SHARED, STATISTICS
+from common.wire_arrays import WireArrays
 from server import strategies
 from server.exact_sum import largest_change
 from server.strategies import FoldingAverage, make_combiner
@@ -310,3 +310,68 @@ def test_krum_sees_small_changes_of_large_weights() -> None:
         krum = make_combiner(SHARED, federation("krum", num_malicious_nodes=1))
         step = play(krum, current, liar | sent)["w"] - current["w"]
         assert np.dot(step, common) > 0
+
+
+@every_group
+@every_strategy
+def test_a_combiner_goes_on_from_its_state(name: str, group: str) -> None:
+    """One that is made anew each round, given the last one's state, ends with the same bits."""
+    told = federation(name)
+    whole = make_combiner(group, told)
+    current, resumed = arrays(0), arrays(0)
+    state: dict[str, Array] = {}
+    for number in (1, 2, 3, 4):
+        sent = changes(number)
+        current = play(whole, current, sent, number)
+        fresh = make_combiner(group, told)
+        fresh.restore(state, list(SHAPES))
+        resumed = play(fresh, resumed, sent, number)
+        state = {key: np.array(value) for key, value in fresh.state().items()}
+        assert digest(resumed) == digest(current)
+        assert digest(state) == digest(whole.state())
+
+
+@every_strategy
+def test_what_is_carried_is_in_the_state(name: str) -> None:
+    """Momentum and moments are kept, an array each; other strategies have nothing to keep."""
+    combiner = make_combiner(SHARED, federation(name))
+    assert combiner.state() == {}
+    play(combiner, arrays(0), changes())
+    moments = {"fedavgm": ["momentum"]} | {n: ["m_t", "v_t"] for n in OPTIMIZERS[1:]}
+    expected = {f"{moment}/{key}" for moment in moments.get(name, []) for key in SHAPES}
+    assert set(combiner.state()) == expected
+    for key, value in combiner.state().items():
+        assert value.shape == SHAPES[key.split("/")[1]]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_its_state_an_optimizer_would_end_elsewhere(name: str) -> None:
+    """The state is what makes the difference, so that the law above is about something."""
+    told = federation(name)
+    whole = make_combiner(SHARED, told)
+    current = play(whole, arrays(0), changes(1), 1)
+    forgetful = play(make_combiner(SHARED, told), current, changes(2), 2)
+    assert digest(forgetful) != digest(play(whole, current, changes(2), 2))
+
+
+@every_group
+@every_strategy
+def test_half_precision_is_rounded_at_the_site_and_nowhere_else(name: str, group: str) -> None:
+    """Changes in float16 give the bits of the same values in float32."""
+    half = {s: {k: v.astype(np.float16) for k, v in c.items()} for s, c in changes().items()}
+    full = {s: {k: v.astype(np.float32) for k, v in c.items()} for s, c in half.items()}
+    found = play(make_combiner(group, federation(name)), arrays(0), half)
+    assert digest(found) == digest(play(make_combiner(group, federation(name)), arrays(0), full))
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+
+
+def test_the_average_of_half_precision_is_within_its_rounding() -> None:
+    """Each change is off by at most 2**-11 of itself, and so is their mean of magnitudes."""
+    sent = changes()
+    half = {s: {k: v.astype(np.float16) for k, v in c.items()} for s, c in sent.items()}
+    zero = {key: np.zeros(shape, np.float32) for key, shape in SHAPES.items()}
+    found = play(make_combiner(SHARED, federation("fedavg")), zero, half)
+    mean = mean_of(sent)
+    sizes = mean_of({s: {k: np.abs(v) for k, v in c.items()} for s, c in sent.items()})
+    for key in SHAPES:
+        assert (np.abs(found[key] - mean[key]) <= sizes[key] * 2.0**-11 + 2.0**-25).all()

@@ -14,7 +14,7 @@ from simulations.benches import combine_parts, real
 from simulations.benches.__main__ import BENCHES
 from simulations.benches.result import KEYS, Result
 
-HELPERS = {"__main__", "combine_parts", "result", "studies"}
+HELPERS = {"__main__", "combine_parts", "deployed", "result", "studies"}
 
 
 def summary_of(federated: float, pooled: float, alone: float) -> dict[str, Any]:

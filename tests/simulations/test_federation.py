@@ -240,7 +240,7 @@ def test_local_normalisation_stays_at_its_site(
     """Each site keeps batch normalisation of its own, unlike any other's."""
     study = study_of("spots", backbone={"normalisation": "local"})
     sites = played(study, small, tmp_path / "run").sites[:2]
-    one, other = (site.prepare(study).store.load_local() for site in sites)
+    one, other = (site.prepare(study).store.load_local(study.rounds + 1) for site in sites)
     layout, start = initial(study)
     assert tuple(sorted(one)) == tuple(sorted(other)) == tuple(sorted(layout.local))
     assert not alike(one, other, layout.local)

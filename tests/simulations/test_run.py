@@ -37,8 +37,8 @@ from simulations.run import read_summary, run_simulation
 StudyOf = Callable[..., Study]
 Scores = tuple[NDArray[np.float64], NDArray[np.int64]]
 HISTORY_KEYS = {
-    "round", "model_round", "trained", "asked", "answered", "refused", "silent", "tasks",
-    "training", "bytes", "seconds",
+    "round", "model_round", "trained", "combined", "asked", "answered", "refused", "silent",
+    "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
 }  # fmt: skip
 
 
@@ -117,6 +117,9 @@ def test_the_model_says_what_it_is(finished: Path, long_study: Study) -> None:
     with safe_open(finished / "model.safetensors", framework="numpy") as file:
         notes = json.loads(file.metadata()["rarefed"])
         assert set(file.keys()) == set(build_model(long_study).state_dict())
+    names = [f"hospital-{number}" for number in range(1, 5)]
+    assert json.loads(notes.pop("members")) == names
+    assert notes.pop("strategies") == ""
     assert notes == {"study": "small", "study_digest": long_study.digest(), "round": "3"}
 
 

@@ -1,0 +1,78 @@
+"""What it means to approve a study, in the words of the person who has to decide."""
+
+from typing import Any
+
+from client.config import SiteConfig
+from common.study import Study
+
+REPORTED = (
+    "once: this site's name and software version",
+    "once: for each task the patients and images in each split, and the unreadable images, counted",
+    "each round: the change of every travelling array of the network, and what it weighs",
+    "each round: the mean training loss, the number of steps, and the seconds it took",
+    "each round: the held-out patients, counted, with a confusion matrix and sums over them",
+    "each round: histograms of their predictions; of few images that is nearly the list of scores",
+    "when something goes wrong: a code, and no text",
+)
+"""What leaves the site; ``docs/site.md`` says the same."""
+NO_PRIVACY = (
+    "none beyond this: no differential privacy yet. Who has the changes of the network could "
+    "learn something about single training images"
+)
+
+
+def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
+    """Return all that a hospital agrees to, as JSON values.
+
+    Args:
+        study: The study.
+        config: The hospital; its own limits are part of the terms.
+    """
+    backbone, training, split = study.backbone, study.training, study.split
+    return {
+        "study": study.name,
+        "digest": study.digest(),
+        "tasks": {
+            name: {
+                "modality": task.modality,
+                "classes": task.classes,
+                "data_here": name in config.data,
+            }
+            for name, task in study.tasks.items()
+        },
+        "network": backbone.name,
+        "weights": backbone.weights_file.name if backbone.weights_file else backbone.weights,
+        "image_size": backbone.image_size,
+        "trained_layers": training.train,
+        "rounds": study.rounds,
+        "most_trainings": study.rounds + config.limits.extra_rounds,
+        "epochs_a_round": training.local_epochs,
+        "batch_size": training.batch_size,
+        "strategy": study.federation.strategy,
+        "held_out": {"validation": split.validation, "test": split.test},
+        "privacy": NO_PRIVACY,
+        "reported": list(REPORTED),
+    }
+
+
+def lines_of(terms: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the terms as names and texts, for a person."""
+    tasks = [
+        f"{name}: {task['modality']}, {', '.join(task['classes'])}"
+        + ("" if task["data_here"] else " (no data here)")
+        for name, task in terms["tasks"].items()
+    ]
+    held, size = terms["held_out"], terms["image_size"]
+    rounds = f"{terms['rounds']} rounds of {terms['epochs_a_round']} epochs"
+    return [
+        ("study", terms["study"]),
+        ("tasks", "\n".join(tasks)),
+        ("network", f"{terms['network']}, on images of {size} x {size} pixels"),
+        ("begins with", f"{terms['weights']}; trains {terms['trained_layers']}"),
+        ("training", f"{rounds}, batches of {terms['batch_size']}, by {terms['strategy']}"),
+        ("limit here", f"{terms['most_trainings']} trainings in all"),
+        ("held out", f"{held['validation']:.0%} validation, {held['test']:.0%} test patients"),
+        ("privacy", terms["privacy"]),
+        ("reported", "\n".join(f"- {line}" for line in terms["reported"])),
+        ("digest", terms["digest"]),
+    ]

@@ -1,0 +1,69 @@
+"""Files of a folder that change together: all of the old ones or, after a crash, all of the new."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.files import write_atomic
+
+STAGED = "rotation"
+"""Subfolder of the new files, from the moment that they are complete."""
+
+
+def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace several private files (mode 0600) so that a crash leaves no mixture for good.
+
+    The new files are written beside the old ones; one rename of their folder decides that they
+    count. Then each takes its name, in the order given. What a crash leaves to do, ``finish`` does.
+    """
+    finish(folder)
+    preparing = folder / f".{STAGED}"
+    _remove(preparing)  # of a crash before anything was decided
+    preparing.mkdir(mode=0o700)
+    for number, (name, content) in enumerate(files.items()):
+        write_atomic(preparing / f"{number:02d}-{name}", content, mode=0o600)
+    preparing.rename(folder / STAGED)
+    _sync(folder)
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Give staged files their names; nothing happens where there are none."""
+    staged = folder / STAGED
+    if not staged.exists():
+        return
+    with locked(folder / f".{STAGED}.lock"):
+        if not staged.exists():  # another process was faster
+            return
+        for file in sorted(staged.iterdir()):
+            file.replace(folder / file.name.partition("-")[2])
+        _sync(folder)
+        staged.rmdir()
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock between processes, on a file of its own; it ends with the process."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -7,19 +7,19 @@ import os
 import re
 import secrets
 import stat
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import DataError, MissingFolderError
-from common.files import write_atomic
+from common.files import read_toml, write_atomic
 from common.study import Slug
 from common.study_faults import Fault, validated
 
 SITE_FILE = "site.toml"
 KEY_BYTES = 32
+_READABLE = "Let the user who runs the client read it."
 
 
 class _Section(BaseModel):
@@ -77,7 +77,7 @@ class SiteConfig(_Section):
             DataError: The file is no TOML, or lists every fault with its remedy.
         """
         file = _site_file(folder_or_file)
-        config, faults = validated(cls, _toml(file))
+        config, faults = validated(cls, read_toml(file, DataError, remedy=_READABLE))
         if config is None or faults:
             raise _refusal(file, faults)
         folder = file.parent
@@ -158,20 +158,6 @@ def _site_file(folder_or_file: Path) -> Path:
             remedy=f"Give the hospital's folder, or the path of its {SITE_FILE}.",
         )
     return file
-
-
-def _toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {file}: {error.strerror}.",
-            remedy="Let the user who runs the client read it.",
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file} is no TOML file: {error}.", remedy="Correct that line; see toml.io."
-        ) from error
 
 
 def _refusal(file: Path, faults: list[Fault]) -> DataError:

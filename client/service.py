@@ -6,13 +6,13 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from client.config import SiteConfig
-from client.courier import STATUS_FILE, courier_services
+from client.courier import STATUS_FILE, courier_services, environment
 from common.errors import ServiceError
 from common.processes import Service, stop_on_signals, supervise
 
@@ -55,11 +55,10 @@ def plan(config: SiteConfig, folder: Path, users: Users | None) -> Plan:
         ServiceError: A user does not exist or may not use its folder, or this is not root.
     """
     if users is None:
-        environment = dict(os.environ)
         vault = Service(
             name="vault",
             argv=[_client(), "vault", str(folder)],
-            env=environment,
+            env=dict(os.environ),
             log=config.state / "vault.log",
             grace=30.0,
         )
@@ -71,9 +70,12 @@ def plan(config: SiteConfig, folder: Path, users: Users | None) -> Plan:
     own.mkdir(mode=0o700, exist_ok=True)
     isolated = ["unshare", "--net", "--"] if _can_unshare() else []
     as_vault = [*isolated, *_as_user(users.vault)]
+    inside = {**os.environ, "HOME": str(config.state)}
+    # What the coordinator ships can read the environment of every process of its user.
+    outside = environment(config.courier, os.environ)
     services = [
-        _half("vault", as_vault, folder, home=config.state, grace=30.0),
-        _half("courier", _as_user(users.courier), folder, home=config.courier, grace=15.0),
+        _half("vault", as_vault, folder, env=inside, grace=30.0),
+        _half("courier", _as_user(users.courier), folder, env=outside, grace=15.0),
     ]
     return Plan(services, own / STATUS_FILE, users, own_network=bool(isolated))
 
@@ -111,11 +113,13 @@ def run(chosen: Plan) -> None:
     supervise(chosen.services, status_file=chosen.status_file, stop=stop_on_signals())
 
 
-def _half(name: str, prefix: Sequence[str], folder: Path, *, home: Path, grace: float) -> Service:
+def _half(
+    name: str, prefix: Sequence[str], folder: Path, *, env: Mapping[str, str], grace: float
+) -> Service:
     return Service(
         name=name,
         argv=[*prefix, _client(), name, str(folder)],
-        env={**os.environ, "HOME": str(home)},
+        env=env,
         log=folder / SUPERVISOR / f"{name}.log",
         grace=grace,
     )

@@ -5,10 +5,13 @@ import hashlib
 import json
 import os
 import tempfile
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from common.errors import RarefedError
 
 
 @contextmanager
@@ -30,12 +33,12 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -69,6 +72,27 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, 
         writer.writerows(rows)
 
 
+def read_toml(path: Path, error: type[RarefedError], *, remedy: str) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Args:
+        path: The file.
+        error: Raised when it cannot be read or is no TOML.
+        remedy: What to do about a file that cannot be read.
+
+    Raises:
+        RarefedError: Of the class ``error``.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as reason:
+        raise error(f"Cannot read {path}: {reason.strerror}.", remedy=remedy) from reason
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+        raise error(
+            f"{path} is no TOML file: {reason}.", remedy="Correct that line; see toml.io."
+        ) from reason
+
+
 def canonical_json(value: Any) -> bytes:
     """Return the one spelling of ``value`` that every machine agrees on, for digests."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -81,7 +105,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

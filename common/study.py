@@ -5,7 +5,6 @@ Each key is documented in ``docs/study.md``; a test holds the two together.
 
 import hashlib
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from common import study_faults
 from common.errors import StudyError
-from common.files import canonical_json, sha256_of
+from common.files import canonical_json, read_toml, sha256_of
 from common.study_faults import Fault
 
 STUDY_FORMAT = 1
@@ -160,17 +159,8 @@ class Study(_Section):
         Raises:
             StudyError: The file is missing, is no TOML, or is no valid study.
         """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StudyError(
-                f"Cannot read the study file {path}: {error.strerror}.",
-                remedy="Give the path of a TOML file; docs/study.md describes one.",
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise StudyError(
-                f"{path} is no TOML file: {error}.", remedy="Correct that line; see toml.io."
-            ) from error
+        remedy = "Give the path of a TOML file; docs/study.md describes one."
+        values = read_toml(path, StudyError, remedy=remedy)
         study = cls.parse(values)
         file = study.backbone.weights_file
         if file is None or file.is_absolute():

@@ -2,7 +2,6 @@
 
 import secrets
 import stat
-import tomllib
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from common.addresses import Address, Host, split_address
 from common.errors import MissingFolderError, OutputError, ServiceError
-from common.files import write_atomic
+from common.files import read_toml, write_atomic
 from common.study import Slug
 from common.study_faults import Fault, validated
 from server import certificates, staging
@@ -203,21 +202,15 @@ def _toml_text(values: dict[str, Any]) -> str:
 
 
 def _toml(file: Path) -> dict[str, Any]:
+    remedy = "Run the command as the user who owns the coordinator's folder."
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        return read_toml(file, ServiceError, remedy=remedy)
+    except ServiceError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise MissingFolderError(
             f"There is no {file}.",
             remedy="Give the coordinator's folder with --folder, or make one: rarefed-server init",
-        ) from error
-    except OSError as error:
-        raise ServiceError(
-            f"Cannot read {file}: {error.strerror}.",
-            remedy="Run the command as the user who owns the coordinator's folder.",
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ServiceError(
-            f"{file} is no TOML file: {error}.", remedy="Correct that line; see toml.io."
         ) from error
 
 

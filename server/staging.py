@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.files import write_atomic
+from common.files import sync, write_atomic
 
 STAGED = "rotation"
 """Subfolder of the new files, from the moment that they are complete."""
@@ -25,7 +25,7 @@ def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
     for number, (name, content) in enumerate(files.items()):
         write_atomic(preparing / f"{number:02d}-{name}", content, mode=0o600)
     preparing.rename(folder / STAGED)
-    _sync(folder)
+    sync(folder)
     finish(folder)
 
 
@@ -39,7 +39,7 @@ def finish(folder: Path) -> None:
             return
         for file in sorted(staged.iterdir()):
             file.replace(folder / file.name.partition("-")[2])
-        _sync(folder)
+        sync(folder)
         staged.rmdir()
 
 
@@ -59,11 +59,3 @@ def _remove(folder: Path) -> None:
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

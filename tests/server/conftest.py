@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.cli.build import build_fab_from_files
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
@@ -299,3 +300,32 @@ def small_arrays() -> Mapping[str, Array]:
 @pytest.fixture
 def play_on() -> Callable[..., Outcome]:
     return play_small
+
+
+TINY_PROJECT = b"""
+[project]
+name = "tiny"
+version = "0.0.1"
+description = "a test's"
+license = "Apache-2.0"
+dependencies = ["flwr==1.41.0"]
+[tool.flwr.app]
+publisher = "test"
+[tool.flwr.app.components]
+clientapp = "tiny:client"
+serverapp = "tiny:app"
+[tool.flwr.app.config]
+study-id = ""
+"""
+TINY_APP = b"""
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+client = ClientApp()
+app = ServerApp()
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle() -> bytes:
+    """A bundle of apps that do nothing, and import nothing of ours."""
+    return build_fab_from_files({"pyproject.toml": TINY_PROJECT, "tiny.py": TINY_APP})[0]

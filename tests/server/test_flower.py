@@ -10,35 +10,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.cli.build import build_fab_from_files
 
 from common.errors import EnrolmentError, NotRunningError, UnknownSiteError
 from common.processes import read_status, supervise
 from server import flower
 from server.config import ServerConfig, init_folder
 from server.flower_services import COORDINATOR, environment, flower_services, spare_loopback
-
-PROJECT = b"""
-[project]
-name = "tiny"
-version = "0.0.1"
-description = "a test's"
-license = "Apache-2.0"
-dependencies = ["flwr==1.41.0"]
-[tool.flwr.app]
-publisher = "test"
-[tool.flwr.app.components]
-clientapp = "tiny:client"
-serverapp = "tiny:app"
-[tool.flwr.app.config]
-study-id = ""
-"""
-APP = b"""
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-client = ClientApp()
-app = ServerApp()
-"""
 
 
 def free_port() -> int:
@@ -71,11 +48,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerConfig]:
     finally:
         stop.set()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def fab() -> bytes:
-    return build_fab_from_files({"pyproject.toml": PROJECT, "tiny.py": APP})[0]
 
 
 def test_a_registered_site_is_listed_until_it_is_taken_away(config: ServerConfig) -> None:
@@ -111,9 +83,9 @@ def test_only_an_ecdsa_key_is_a_sites_key(config: ServerConfig) -> None:
             flower.register_node(config, text, "west")
 
 
-def test_a_run_is_active_until_it_is_stopped(config: ServerConfig, fab: bytes) -> None:
+def test_a_run_is_active_until_it_is_stopped(config: ServerConfig, tiny_bundle: bytes) -> None:
     """A run is listed with its study while it is not over; stopping it ends it, once."""
-    number = flower.start_run(config, fab, {"study-id": "retina-1"})
+    number = flower.start_run(config, tiny_bundle, {"study-id": "retina-1"})
     assert flower.run_status(config, number).status == "pending"
     assert not flower.run_status(config, number).ended
     assert flower.active_runs(config, "study-id")[number] == "retina-1"

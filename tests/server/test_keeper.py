@@ -7,12 +7,10 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flwr.cli.build import build_fab_from_files
 
 from common.processes import supervise
 from common.study import Study
@@ -23,27 +21,7 @@ from server.keeper import STUDY_ID, Keeper
 from server.staging import locked
 from server.studies import ENDED, StudyFolder, create
 
-PROJECT = b"""
-[project]
-name = "tiny"
-version = "0.0.1"
-description = "a test's"
-license = "Apache-2.0"
-dependencies = ["flwr==1.41.0"]
-[tool.flwr.app]
-publisher = "test"
-[tool.flwr.app.components]
-clientapp = "tiny:client"
-serverapp = "tiny:app"
-[tool.flwr.app.config]
-study-id = ""
-"""
-APP = b"""
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-client = ClientApp()
-app = ServerApp()
-"""
+Bundle = Callable[[], bytes]
 STUDY = Study.parse(
     {
         "name": "tiny",
@@ -54,9 +32,9 @@ STUDY = Study.parse(
 )
 
 
-@cache
-def bundle() -> bytes:
-    return build_fab_from_files({"pyproject.toml": PROJECT, "tiny.py": APP})[0]
+@pytest.fixture
+def bundle(tiny_bundle: bytes) -> Bundle:
+    return lambda: tiny_bundle
 
 
 def free_port() -> int:
@@ -108,7 +86,7 @@ def tick(keeper: Keeper, times: int = 1) -> None:
         keeper.tick()
 
 
-def test_a_study_has_one_run_at_a_time(config: ServerConfig) -> None:
+def test_a_study_has_one_run_at_a_time(config: ServerConfig, bundle: Bundle) -> None:
     """A study that is wanted gets a run, and no second one while that is not over."""
     folder = create(config, STUDY)
     tick(Keeper(config, bundle), times=3)
@@ -118,7 +96,7 @@ def test_a_study_has_one_run_at_a_time(config: ServerConfig) -> None:
     assert runs_of(config, folder) == [run_id]
 
 
-def test_a_run_that_ended_is_followed_by_another(config: ServerConfig) -> None:
+def test_a_run_that_ended_is_followed_by_another(config: ServerConfig, bundle: Bundle) -> None:
     """When Flower says that the run is over and the study is not, a new run is submitted."""
     folder = create(config, STUDY)
     one = Keeper(config, bundle)
@@ -135,7 +113,7 @@ def test_a_run_that_ended_is_followed_by_another(config: ServerConfig) -> None:
 
 
 def test_a_new_run_waits_longer_after_each_failure(
-    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch, bundle: Bundle
 ) -> None:
     """Before a new run there is a wait, doubled with each failure in a row."""
     monkeypatch.setattr(keeper, "FIRST_WAIT", 0.3)
@@ -151,7 +129,7 @@ def test_a_new_run_waits_longer_after_each_failure(
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_what_has_ended_is_left(config: ServerConfig, state: str) -> None:
+def test_what_has_ended_is_left(config: ServerConfig, state: str, bundle: Bundle) -> None:
     """A study that is paused, finished, stopped or failed gets no run, until it is wanted again."""
     folder = create(config, STUDY)
     folder.write_progress(state, 1, 3)  # type: ignore[arg-type]
@@ -163,7 +141,7 @@ def test_what_has_ended_is_left(config: ServerConfig, state: str) -> None:
     assert len(runs_of(config, folder)) == (0 if state == "finished" else 1)
 
 
-def test_a_stop_ends_the_run_and_the_study(config: ServerConfig) -> None:
+def test_a_stop_ends_the_run_and_the_study(config: ServerConfig, bundle: Bundle) -> None:
     """What is not wanted any more is stopped in Flower, then called stopped; it can be resumed."""
     folder = create(config, STUDY)
     one = Keeper(config, bundle)
@@ -180,7 +158,7 @@ def test_a_stop_ends_the_run_and_the_study(config: ServerConfig) -> None:
 
 
 def test_a_study_that_only_fails_has_failed(
-    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch, bundle: Bundle
 ) -> None:
     """After so many runs without a new round the study has failed; a round starts a new count."""
     monkeypatch.setattr(keeper, "MAX_FAILURES", 3)
@@ -197,7 +175,7 @@ def test_a_study_that_only_fails_has_failed(
     assert runs_of(config, folder) == []
 
 
-def test_a_run_that_was_not_noted_is_taken_over(config: ServerConfig) -> None:
+def test_a_run_that_was_not_noted_is_taken_over(config: ServerConfig, bundle: Bundle) -> None:
     """A run that was submitted just before the daemon was killed becomes the study's run."""
     folder = create(config, STUDY)
     run_id = flower.start_run(config, bundle(), {STUDY_ID: folder.study_id})
@@ -206,7 +184,7 @@ def test_a_run_that_was_not_noted_is_taken_over(config: ServerConfig) -> None:
     assert folder.control().run_ids == (run_id,)
 
 
-def test_a_server_app_may_take_its_time_to_end(config: ServerConfig) -> None:
+def test_a_server_app_may_take_its_time_to_end(config: ServerConfig, bundle: Bundle) -> None:
     """While an ended run's ServerApp is still at work, there is neither a new run nor an end."""
     folder = create(config, STUDY)
     one = Keeper(config, bundle)
@@ -222,7 +200,7 @@ def test_a_server_app_may_take_its_time_to_end(config: ServerConfig) -> None:
     assert folder.progress().state == "stopped"
 
 
-def test_a_dead_server_app_is_noticed(config: ServerConfig) -> None:
+def test_a_dead_server_app_is_noticed(config: ServerConfig, bundle: Bundle) -> None:
     """A run whose ServerApp says that it is at work and holds no lock is ended and replaced."""
     folder = create(config, STUDY)
     one = Keeper(config, bundle)
@@ -239,7 +217,7 @@ def test_a_dead_server_app_is_noticed(config: ServerConfig) -> None:
     assert replaced != run_id
 
 
-def test_a_damaged_folder_harms_no_other(config: ServerConfig) -> None:
+def test_a_damaged_folder_harms_no_other(config: ServerConfig, bundle: Bundle) -> None:
     """A study whose files are damaged is passed over, and the next one gets its run."""
     damaged = create(config, STUDY.model_copy(update={"name": "a-damaged-one"}))
     damaged.progress_file.write_text("{")
@@ -248,7 +226,7 @@ def test_a_damaged_folder_harms_no_other(config: ServerConfig) -> None:
     assert len(runs_of(config, folder)) == 1
 
 
-def test_without_superlink_nothing_is_judged(tmp_path: Path) -> None:
+def test_without_superlink_nothing_is_judged(tmp_path: Path, bundle: Bundle) -> None:
     """While SuperLink does not answer, no failure is counted and no state changes."""
     alone = init_folder(tmp_path / "c", "trial", "127.0.0.1:21001", superlink_port=free_port())
     folder = create(alone, STUDY)

@@ -187,7 +187,7 @@ def respond(site: Site, record: RecordDict) -> RecordDict:
     """Answer an order as it came over the wire."""
     try:
         order = order_from_record(record)
-    except StudyMismatchError as error:
+    except (OrderError, StudyMismatchError) as error:
         site.log.error("an order was refused: %s", error)  # noqa: TRY400 - expected
         return reply_to_record(egress.refusal(site.config.name, "0" * 64, 0, error))
     return reply_to_record(site.answer(order))

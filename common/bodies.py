@@ -14,38 +14,18 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from common import safetensors_form
+from common.safetensors_form import Tensor
 from common.wire_arrays import WireArrays
 
-MAX_HEADER_BYTES = 4 * 1024 * 1024
-"""A header of some 30 000 arrays; the largest networks have a few thousand."""
-MAX_DIMENSIONS = 32
-
-_DTYPES: Mapping[str, str] = {
-    "BOOL": "bool",
-    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-}
-"""NumPy's name for each dtype of safetensors that NumPy has."""
-_CODES = {name: code for code, name in _DTYPES.items()}
 _CHUNK = 1024 * 1024
-_LENGTH = 8
-
-
-class _Tensor(NamedTuple):
-    part: str
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def write_body(record: RecordDict, path: Path) -> None:
@@ -57,7 +37,6 @@ def write_body(record: RecordDict, path: Path) -> None:
     """
     header = _header_of(record)
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(_LENGTH, "little"))
         file.write(header)
         for _, arrays in _array_records(record):
             for value in WireArrays(arrays).values():
@@ -76,16 +55,18 @@ def read_body(path: Path) -> RecordDict:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = _read_header(file, size)
-        parts = _parts_of(header.pop("__metadata__", None))
-        tensors = _tensors_of(header, size - file.tell())
+        length = safetensors_form.length_of(file.read(safetensors_form.LENGTH), size)
+        header = safetensors_form.parse_header(file.read(length))
+        parts = _parts_of(header.get("__metadata__"))
+        tensors = safetensors_form.tensors_of(header, size - file.tell())
         arrays: dict[str, dict[str, Array]] = {
             name: {} for name, part in parts.items() if part is None
         }
-        for tensor in tensors:
-            if tensor.part not in arrays:
+        for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
+            part_name, line_feed, name = tensor.name.partition("\n")
+            if not line_feed or part_name not in arrays:
                 raise ValueError("an array of a part that the body does not have")
-            arrays[tensor.part][tensor.name] = _read_array(file, tensor)
+            arrays[part_name][name] = _read_array(file, tensor)
     return RecordDict(
         {name: ArrayRecord(arrays[name]) if part is None else part for name, part in parts.items()}
     )
@@ -139,21 +120,15 @@ def _header_of(record: RecordDict) -> bytes:
         else:
             kind = "config" if isinstance(part, ConfigRecord) else "metrics"
             parts.append((name, kind, to_plain(part)))
-    header: dict[str, Any] = {"__metadata__": {"body": json.dumps(parts, allow_nan=False)}}
+    tensors = []
     begin = 0
     for part_name, arrays in _array_records(record):
         for name, value in WireArrays(arrays).items():
-            if (code := _CODES.get(str(value.dtype))) is None:
-                raise ValueError(f"safetensors has no dtype {value.dtype}")
             end = begin + value.nbytes
-            form = {"dtype": code, "shape": value.shape, "data_offsets": (begin, end)}
-            header[f"{part_name}\n{name}"] = form
+            form = Tensor(f"{part_name}\n{name}", str(value.dtype), value.shape, begin, end)
+            tensors.append(form)
             begin = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH)
-    if len(text) > MAX_HEADER_BYTES:
-        raise ValueError(f"a header of more than {MAX_HEADER_BYTES} bytes")
-    return text
+    return safetensors_form.encode(tensors, {"body": json.dumps(parts, allow_nan=False)})
 
 
 def _array_records(record: RecordDict) -> Iterator[tuple[str, ArrayRecord]]:
@@ -162,36 +137,11 @@ def _array_records(record: RecordDict) -> Iterator[tuple[str, ArrayRecord]]:
             yield name, part
 
 
-def _read_header(file: BinaryIO, size: int) -> dict[str, Any]:
-    length = int.from_bytes(file.read(_LENGTH), "little")
-    if size < _LENGTH or length > min(MAX_HEADER_BYTES, size - _LENGTH):
-        raise ValueError("a header that is too long, or longer than the file")
-    header = _parse(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("a header that is no JSON object")  # noqa: TRY004 - a malformed file
-    return header
-
-
-def _parse(text: bytes | str) -> Any:
-    """Parse JSON, and refuse a name that is there twice or a depth that nothing here has."""
-    try:
-        return json.loads(text, object_pairs_hook=_without_twins)
-    except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a name that is there twice")
-    return values
-
-
 def _parts_of(metadata: Any) -> dict[str, ConfigRecord | MetricRecord | None]:
     """Return the parts that the metadata list; None stands for one of arrays."""
     match metadata:
         case {"body": str(text)}:
-            listed = _parse(text)
+            listed = safetensors_form.parse(text)
         case _:
             raise ValueError("a header without the list of parts")
     if not isinstance(listed, list):
@@ -219,36 +169,7 @@ def _record(kind: str, values: Any) -> ConfigRecord | MetricRecord:
         raise ValueError(f"a value that no part may hold: {error}") from error
 
 
-def _tensors_of(header: Mapping[str, Any], size: int) -> list[_Tensor]:
-    """Return the arrays in the order of their bytes, which they must cover without a gap."""
-    tensors = sorted(_tensors(header.items()), key=lambda tensor: (tensor.begin, tensor.end))
-    position = 0
-    for tensor in tensors:
-        expected = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-        if tensor.begin != position or tensor.end - tensor.begin != expected:
-            raise ValueError("arrays that overlap, leave a gap, or are not of their stated size")
-        position = tensor.end
-    if position != size:
-        raise ValueError(f"arrays of {position} bytes, where the file has {size}")
-    return tensors
-
-
-def _tensors(items: Iterable[tuple[str, Any]]) -> Iterator[_Tensor]:
-    for key, form in items:
-        part, line_feed, name = key.partition("\n")
-        match form:
-            case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end], **rest}:
-                numbers = [*shape, begin, end]
-            case _:
-                raise ValueError("an array without dtype, shape and place")
-        if rest or not line_feed or code not in _DTYPES or len(shape) > MAX_DIMENSIONS:
-            raise ValueError("an array with a name, dtype or shape that no body has")
-        if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
-            raise ValueError("an array with a shape or place that is no number")
-        yield _Tensor(part, name, _DTYPES[code], tuple(shape), begin, end)
-
-
-def _read_array(file: BinaryIO, tensor: _Tensor) -> Array:
+def _read_array(file: BinaryIO, tensor: Tensor) -> Array:
     """Read one array behind the header that NumPy gives it (NEP 1, version 1.0, C order).
 
     ``BytesIO`` grows in place and gives its bytes away uncopied, so they are here only once.

@@ -1,7 +1,8 @@
 """Orders and replies, and the only file that knows how they look on the wire.
 
     order   ConfigRecord "order"            what is asked: kind, study, digest, round, base digest
-            ArrayRecord  one for each group      the global arrays: "shared", "head:TASK", ...
+            ArrayRecord  one for each group      the global arrays: "shared", "head:TASK", ...,
+                                                 in packs (``common/packed_arrays.py``)
             ArrayRecord  "base"              only for a site that does not have it yet
     reply   ConfigRecord "reply"            who answers what, and a code if it refuses
             ArrayRecord  one for each group      the change (local minus global) of its arrays
@@ -19,10 +20,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from common.arrays import Arrays
-from common.errors import ReplyError, StudyError, StudyMismatchError
+from common.errors import OrderError, ReplyError, StudyError, StudyMismatchError
+from common.packed_arrays import PackedArrays
 from common.study import Study
 from common.versions import PROTOCOL
-from common.wire_arrays import WireArrays
 
 Kind = Literal["check", "train", "evaluate"]
 MESSAGE_TYPES: Mapping[Kind, str] = {"check": "query", "train": "train", "evaluate": "evaluate"}
@@ -163,6 +164,7 @@ def order_from_record(record: RecordDict) -> Order:
     Raises:
         StudyMismatchError: The order speaks another protocol or is malformed, or its study is
             not the one whose digest it states.
+        OrderError: Its arrays are malformed.
     """
     part = record.get("order")
     sent: Mapping[str, Any] = part if isinstance(part, ConfigRecord) else {}
@@ -181,7 +183,10 @@ def order_from_record(record: RecordDict) -> Order:
         ) from error
     if study.digest() != head.digest:
         raise StudyMismatchError("The order's study has another digest than the order states.")
-    arrays = {name: WireArrays(value) for name, value in _arrays_of(record).items()}
+    try:
+        arrays = {name: PackedArrays(value) for name, value in _arrays_of(record).items()}
+    except ValueError as error:
+        raise OrderError(f"The order's arrays cannot be read: {error}.") from error
     return Order(head.kind, study, head.round, arrays, head.base, arrays.pop("base", None))
 
 
@@ -224,12 +229,16 @@ def reply_from_record(record: RecordDict) -> Reply:
         raise ReplyError(f"The reply speaks protocol {header.protocol}, not {PROTOCOL}.")
     groups: dict[str, Arrays] = {}
     metrics: dict[tuple[str, str], Arrays] = {}
-    for name, arrays in _arrays_of(record).items():
+    for name, part in _arrays_of(record).items():
+        try:
+            arrays = PackedArrays(part)
+        except ValueError as error:
+            raise ReplyError(f"The reply's arrays cannot be read: {error}.") from error
         if name.startswith("metrics/") and name.count("/") == 2:  # noqa: PLR2004 - metrics/T/S
             _, task, split = name.split("/")
-            metrics[task, split] = WireArrays(arrays)
+            metrics[task, split] = arrays
         else:
-            groups[name] = WireArrays(arrays)
+            groups[name] = arrays
     return Reply(
         site=header.site,
         digest=header.digest,
@@ -271,4 +280,4 @@ def _part(record: RecordDict, name: str, kind: type[Part]) -> Part:
 
 
 def _pack(arrays: Arrays) -> ArrayRecord:
-    return (arrays if isinstance(arrays, WireArrays) else WireArrays.of(arrays)).record
+    return (arrays if isinstance(arrays, PackedArrays) else PackedArrays.of(arrays)).record

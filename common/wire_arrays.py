@@ -39,7 +39,7 @@ class WireArrays(Mapping[str, Values]):
         if array.stype != "numpy.ndarray":
             raise ValueError(f"an array in the form {array.stype[:40]!r} instead of NumPy's")
         try:
-            header = _npy_header(array.dtype, array.shape)
+            header = npy_header(array.dtype, array.shape)
             values: Values = np.frombuffer(array.data, array.dtype, offset=len(header))
             values = values.reshape(array.shape)
         except (TypeError, ValueError) as error:
@@ -59,7 +59,7 @@ def _encode(value: Values) -> Array:
     """Do as ``Array(value)`` does, to the byte, but copy the values once instead of thrice."""
     value = np.asarray(value, order="C")
     dtype = _dtype_name(value.dtype)
-    data = b"".join((_npy_header(dtype, value.shape), value.reshape(-1).view(np.uint8).data))
+    data = b"".join((npy_header(dtype, value.shape), value.reshape(-1).view(np.uint8).data))
     return Array(dtype, value.shape, "numpy.ndarray", data)
 
 
@@ -70,7 +70,7 @@ def _dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """Return how NumPy's own file of such an array begins (NEP 1, version 1.0, C order).
 
     To compare with these few bytes is quicker than to parse what came, and lets nothing else in.

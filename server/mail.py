@@ -22,8 +22,8 @@ from common.messages import (
     reply_from_record,
     size_in_bytes,
 )
+from common.packed_arrays import PackedArrays
 from common.seals import Sealer
-from common.wire_arrays import WireArrays
 
 POLL_SECONDS = 0.02
 """First pause between two looks for replies; it doubles up to ``LONGEST_POLL_SECONDS``."""
@@ -136,11 +136,11 @@ class Mail:
         self._pause = min(2 * self._pause, LONGEST_POLL_SECONDS)
 
     def _messages(self, letters: Sequence[Letter], lifetime: float) -> list[tuple[Letter, Message]]:
-        encoded: dict[str, WireArrays] = {}
+        encoded: dict[str, PackedArrays] = {}
 
-        def once(name: str, arrays: Arrays) -> WireArrays:
+        def once(name: str, arrays: Arrays) -> PackedArrays:
             if name not in encoded:
-                encoded[name] = WireArrays.of(arrays)
+                encoded[name] = PackedArrays.of(arrays)
             return encoded[name]
 
         result = []

@@ -173,7 +173,7 @@ def rehearse(
         images=images,
         kills=kills,
         separate=separate,
-        epochs=10 if kill == "all" else 1,
+        epochs=10 if kill == "all" and images is None else 1,
         console=err,
     )
     _print_summary(summary, out, as_json=as_json)

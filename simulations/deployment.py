@@ -183,12 +183,17 @@ class Deployment:
 
 @contextmanager
 def deployment(coordinator: Path, **settings: Any) -> Iterator[Deployment]:
-    """Give a deployment whose daemons end with the block."""
+    """Give a deployment whose daemons end with the block, also where SIGTERM ends it.
+
+    Call it from the main thread.
+    """
     made = Deployment(coordinator, **settings)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield made
     finally:
         made.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def processes_of(folder: Path) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from common.messages import (
     Training,
     reply_to_record,
 )
+from common.packed_arrays import PackedArrays
 from common.study import Study
 from common.weights import SHARED, Layout
-from common.wire_arrays import WireArrays
+from common.wire_arrays import WireArrays, npy_header
 from server.checkpoint import StoredArrays, save_model
 from server.rounds import begin_study, run_study
 from simulations.grid import LocalGrid
@@ -38,6 +39,8 @@ def write_model(folder: Path, shapes: Shapes) -> None:
     for name, value in arrays.items():
         encoded = WireArrays.of({name: value}).record[name]
         (folder / f"{name}.npy").write_bytes(encoded.data)
+    for number, pack in PackedArrays.of(arrays).record.items():
+        (folder / f"{number}.pack").write_bytes(pack.data)
     save_model(folder, arrays, {})
 
 
@@ -54,7 +57,7 @@ def our_round(folder: Path, shapes: Shapes, sites: int) -> Callable[[], None]:
     )
     start = StoredArrays(folder / "model.safetensors", tuple(shapes))
     layout = Layout(groups={SHARED: tuple(shapes)}, local=(), base=())
-    grid = _Sites(study, folder, shapes, sites)
+    grid = _Sites(study, folder, sites)
 
     def play() -> None:
         out = folder / f"run-{sites}"
@@ -86,9 +89,9 @@ def flower_round(folder: Path, shapes: Shapes) -> Callable[[], None]:
 class _Sites(LocalGrid):
     """Sites that make each reply when it is pulled, and keep none."""
 
-    def __init__(self, study: Study, folder: Path, shapes: Shapes, count: int) -> None:
+    def __init__(self, study: Study, folder: Path, count: int) -> None:
         super().__init__(ClientApp(), count)
-        self._study, self._folder, self._shapes = study, folder, shapes
+        self._study, self._folder = study, folder
         self._asked: dict[str, tuple[int, str]] = {}
         logits, labels = np.zeros((PATIENTS, 2)), np.array([0, 1, 1])
         state = metrics.update(metrics.zero(2, None), logits, labels, None)
@@ -129,10 +132,20 @@ class _Sites(LocalGrid):
             digest,
             1 if trains else 2,
             training=Training(steps=1, loss=1.0, seconds=1.0, evaluation_seconds=1.0),
-            groups={SHARED: WireArrays(_arrived(self._folder, self._shapes))} if trains else {},
+            groups={SHARED: PackedArrays(_packs(self._folder))} if trains else {},
             weights={SHARED: float(PATIENTS)} if trains else {},
             metrics={("a", split): self._state for split in ("validation", "test")},
         )
+
+
+def _packs(folder: Path) -> ArrayRecord:
+    """Return the packs of a change as a network would bring them: bytes, once in memory."""
+    header = len(npy_header("uint8", (0,)))
+    packs = {}
+    for file in sorted(folder.glob("*.pack"), key=lambda file: int(file.stem)):
+        data = file.read_bytes()
+        packs[file.stem] = Array("uint8", (len(data) - header,), "numpy.ndarray", data)
+    return ArrayRecord(packs)
 
 
 def _arrived(folder: Path, shapes: Shapes) -> ArrayRecord:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from common.arrays import Array as Values
-from common.bodies import MAX_HEADER_BYTES, read_body, write_body
+from common.bodies import read_body, write_body
+from common.safetensors_form import MAX_HEADER_BYTES
 from common.wire_arrays import WireArrays
 
 ARRAYS: dict[str, Values] = {

@@ -29,6 +29,7 @@ from common.messages import (
     reply_to_record,
     size_in_bytes,
 )
+from common.packed_arrays import PackedArrays
 from common.study import Study
 from common.versions import PROTOCOL
 from common.wire_arrays import WireArrays
@@ -231,7 +232,7 @@ def test_another_serialisation_is_no_array() -> None:
 
 def test_arrays_are_encoded_once() -> None:
     """Many orders carry the very same bytes, not copies of them."""
-    groups = {"shared": WireArrays.of(SHARED)}
+    groups = {"shared": PackedArrays.of(SHARED)}
     one, two = (order_to_record(order()._replace(groups=groups)) for _ in range(2))
     assert one["shared"] is two["shared"] is groups["shared"].record
     again = order_from_record(one).groups["shared"]

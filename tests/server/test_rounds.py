@@ -13,9 +13,9 @@ from common.arrays import Array, digest
 from common.errors import QuorumError, TaskWithoutSiteError
 from common.messages import Order, Reply
 from common.models import build_model
+from common.packed_arrays import PackedArrays
 from common.study import Study
 from common.weights import Layout, layout_of, take
-from common.wire_arrays import WireArrays
 from server.checkpoint import MODEL, NOTES, StoredArrays
 from server.history import HISTORY, RoundRecord
 from server.rounds import Outcome, begin_study, run_study, sample
@@ -173,8 +173,9 @@ def test_frozen_arrays_travel_once_with_the_base(
                 assert not set(arrays) & set(layout.base)
     down = [line["bytes"]["a"]["down"] for line in history_of(tmp_path)]
     start = start_of(study)
-    base = WireArrays.of({name: start.arrays[name] for name in layout.base})
-    assert down[0] - down[1] == sum(len(array.data) for array in base.record.values())
+    base = PackedArrays.of({name: start.arrays[name] for name in layout.base})
+    packs = sum(len(array.data) for array in base.record.values())
+    assert down[0] - down[1] == packs
     assert down[1] < down[0]
 
 

@@ -14,8 +14,8 @@ from flwr.common.constant import ErrorCode
 from common.arrays import Array
 from common.errors import QuorumError, SealError
 from common.messages import Order, Reply
+from common.packed_arrays import PackedArrays
 from common.seals import SEAL, Sealer, check_seal
-from common.wire_arrays import WireArrays
 from server import history
 from server.checkpoint import MODEL, StoredArrays
 from server.history import HISTORY
@@ -388,7 +388,7 @@ def test_updates_of_the_wrong_bits_are_refused(
 
     def cast(reply: Reply, _order: Order) -> Reply:
         groups = {g: {n: v.astype(sent) for n, v in a.items()} for g, a in reply.groups.items()}
-        return reply._replace(groups={g: WireArrays.of(a) for g, a in groups.items()})
+        return reply._replace(groups={g: PackedArrays.of(a) for g, a in groups.items()})
 
     for site in sites.values():
         site.spoil = cast

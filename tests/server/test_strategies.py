@@ -10,10 +10,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from common.arrays import Array, Arrays, digest
+from common.packed_arrays import PackedArrays
 from common.study import Federation
 from common.study_faults import STRATEGY_OPTIONS
 from common.weights import SHARED, STATISTICS
-from common.wire_arrays import WireArrays
 from server import strategies
 from server.exact_sum import largest_change
 from server.strategies import FoldingAverage, make_combiner
@@ -137,9 +137,9 @@ def test_without_a_reply_nothing_changes(name: str, group: str) -> None:
 def test_arrays_may_come_from_the_wire(name: str, group: str) -> None:
     """Changes as they lie in a record give the same bits as plain arrays."""
     sent = changes()
-    wired = {site: WireArrays.of(change) for site, change in sent.items()}
+    wired = {site: PackedArrays.of(change) for site, change in sent.items()}
     plain = play(make_combiner(group, federation(name)), arrays(0), sent)
-    found = play(make_combiner(group, federation(name)), WireArrays.of(arrays(0)), wired)
+    found = play(make_combiner(group, federation(name)), PackedArrays.of(arrays(0)), wired)
     assert digest(found) == digest(plain)
 
 

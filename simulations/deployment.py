@@ -43,7 +43,7 @@ class Deployment:
     """A coordinator and its hospitals.
 
     Args:
-        coordinator: The coordinator's folder; made by ``start_coordinator``.
+        coordinator: The coordinator's folder, absolute; made by ``start_coordinator``.
         address: ``host:port`` that the sites call.
     """
 

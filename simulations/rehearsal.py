@@ -92,6 +92,7 @@ def run(
         OutputError: ``out`` exists and is not empty.
         ServiceError: A process did not do what it should.
     """
+    out = out.absolute()
     _claim(out)
     tell = console.print if console.is_terminal else _silent
     made, tasks = _hospitals(out / "hospitals", images)

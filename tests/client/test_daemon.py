@@ -441,6 +441,7 @@ def stopped_while_training(config: SiteConfig, body: bytes, how: signal.Signals)
         thread.join()
 
 
+@pytest.mark.slow  # torch is loaded twice over, in processes of their own
 def test_a_vault_stopped_in_the_middle_of_a_training_redoes_it(
     make_joined: MakeJoined,
     make_study: MakeStudy,

@@ -48,10 +48,13 @@ def test_the_study_of_a_rehearsal_is_a_study(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_nginx
-def test_a_deployed_study_ends_as_its_simulation(tmp_path: Path) -> None:
+def test_a_deployed_study_ends_as_its_simulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Model and figures are the simulation's to the last bit, though processes were killed."""
+    monkeypatch.chdir(tmp_path)
     kills = (Kill("coordinator", "serverapp"), Kill("site", "vault"), Kill("site", "clientapp"))
-    found = rehearse(tmp_path / "rehearsal", kills)
+    found = rehearse(Path("rehearsal"), kills)
     assert found["same_model"]
     assert found["same_figures"]
     assert [entry["process"] for entry in found["kills"]] == ["serverapp", "vault", "clientapp"]

@@ -36,17 +36,22 @@ class Door:
     """Nodes that have joined; they are not asked again, whether or not a round asks them."""
 
     def ask(self, present: Mapping[int, str]) -> None:
-        """Ask nodes that have not joined to declare themselves, each once in a while."""
+        """Ask nodes that have not joined to declare themselves, each once in a while.
+
+        Also one that was asked and is silent: Flower's SuperNode can keep a reply back until
+        the next message comes, namely when the reply to an earlier run came in between.
+        """
         now = time.monotonic()
-        others = set(present) - self.mail.under_way("check", 0) - self._inside
-        due = [node for node in sorted(others) if self._is_due(node, now)]
+        due = [node for node in sorted(set(present) - self._inside) if self._is_due(node, now)]
         if not due:
             return
         order = Order("check", self.study, 0, {}, "", None)
         self._names.update(present)
         self._asked.update(dict.fromkeys(due, now))
         letters = [Letter(node, present[node], order) for node in due]
-        self.mail.push(letters, lifetime=self.study.federation.deadline_s)
+        # A question that nobody fetched is void by the time it has been asked twice more.
+        lifetime = 2 * self.timing.recheck_s if self.timing.sites_return else 0.0
+        self.mail.push(letters, lifetime=lifetime or self.study.federation.deadline_s)
 
     def _is_due(self, node: int, now: float) -> bool:
         if node not in self._asked:
@@ -56,8 +61,8 @@ class Door:
     def hear(self, arrived: Arrived) -> None:
         """Take a site's declaration, or note why it does not take part."""
         node, reply = arrived.sent.node, arrived.reply
-        if node in self._inside:
-            return
+        if node in self._inside or arrived.lost:
+            return  # a second answer, or a question that has expired; it is asked again
         name = self._names.get(node, "")
         if isinstance(reply, ReplyError):
             self.refused[name or f"node {node}"] = reply.message
@@ -133,12 +138,14 @@ def enrol(door: Door, sites: int) -> list[Member]:
 
 def _complete(door: Door, members: list[Member], sites: int, present: int, passed: float) -> bool:
     federation = door.study.federation
+    if len(members) >= sites:
+        return True
     had = {task for member in members for task in member.tasks}
     can_begin = len(members) >= federation.quorum and had >= set(door.study.tasks)
     if door.timing.sites_return and can_begin and passed >= door.timing.gather_s:
         return True
     if door.mail.under_way("check", 0):
         return passed >= 2 * federation.deadline_s  # a deadline to come, and one to answer
-    if len(members) >= sites or passed >= federation.deadline_s:
+    if passed >= federation.deadline_s:
         return True
     return not door.timing.sites_return and present >= sites

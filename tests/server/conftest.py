@@ -140,6 +140,8 @@ class FakeGrid(LocalGrid):
         self.deaf = set(deaf)
         self.swallow: set[str] = set()
         """Sites whose next reply to an order vanishes without a word."""
+        self.swallow_checks: set[str] = set()
+        """Sites whose next declaration vanishes."""
         app = ClientApp()
 
         def answer(message: Message, context: Context) -> Message:
@@ -163,11 +165,13 @@ class FakeGrid(LocalGrid):
         return [reply for i, reply in zip(heard, replies, strict=True) if i not in vanished]
 
     def _vanishes(self, message: Message | None) -> bool:
-        if message is None or message.metadata.message_type == "query":
+        if message is None:
             return False
+        is_check = message.metadata.message_type == "query"
+        vanishing = self.swallow_checks if is_check else self.swallow
         name = self._site_of(message).name
-        gone = name in self.swallow
-        self.swallow.discard(name)
+        gone = name in vanishing
+        vanishing.discard(name)
         return gone
 
     def get_nodes(self) -> Iterable[NodeInfo]:

@@ -106,19 +106,24 @@ def test_a_site_that_was_refused_is_asked_once_in_a_while(
     assert door.refused == ({} if returned else {"a": "data"})
 
 
-def test_who_has_not_answered_yet_is_not_asked_twice(
+def test_who_has_not_answered_yet_is_asked_again_only_after_a_while(
     study: Study, make_site: Make, make_grid: Make
 ) -> None:
-    """However often the coordinator looks, one order is under way to a node."""
+    """However often the coordinator looks, the next order goes out when the pause is over.
+
+    However many were answered, the site joins once.
+    """
     site = make_site("a")
     grid = make_grid([site])
     pull = grid.pull_messages
     grid.pull_messages = lambda _ids: []
-    door = Door(study, Mail(grid), HASTY)
+    door = Door(study, Mail(grid), SELDOM)
     for _ in range(4):
         listen(door)
-        time.sleep(HASTY.recheck_s)
     assert len(grid._pushed) == 1
+    time.sleep(SELDOM.recheck_s)
+    listen(door)
+    assert len(grid._pushed) == 2
     grid.pull_messages = pull
     listen(door)
     assert names(door) == ["a"]
@@ -262,3 +267,15 @@ def test_two_sites_of_one_name_cannot_both_be_believed(
     """Where the grid knows no names, nobody can tell them apart, and nothing begins."""
     with pytest.raises(FederationError, match="called a"):
         enrol(Door(study, Mail(make_grid([make_site("a"), make_site("a")])), AT_ONCE), 2)
+
+
+def test_a_declaration_that_never_came_is_asked_for_again(
+    study: Study, make_site: Make, make_grid: Make
+) -> None:
+    """A site that is there and silent is asked once more, and joins once."""
+    grid = make_grid([make_site("a"), make_site("b")])
+    grid.swallow_checks = {"b"}
+    began = time.monotonic()
+    members = enrol(Door(study, Mail(grid), PATIENT), 2)
+    assert [member.name for member in members] == ["a", "b"]
+    assert time.monotonic() - began < PATIENT.gather_s

@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.config import SiteConfig
+from client.stall import StallWatch
 from common.errors import EnrolmentError, ServiceError
 from common.files import write_atomic
 from common.processes import Service, stop_on_signals, supervise
@@ -31,6 +32,7 @@ TASK_POLL_SECONDS = 0.2
 """How often the SuperExec asks for work; Flower's own default is 1 s. The SuperNode's 3 s are
 fixed in Flower."""
 STATUS_FILE = "processes.json"
+SUPERNODE_LOG = "logs/supernode.log"
 PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 PASSED_ON = ("LANG", "LC_ALL", "TZ", "FLWR_LOG_LEVEL")
 
@@ -85,7 +87,18 @@ def run(config: SiteConfig) -> None:
     stop = stop_on_signals()
     # Flower exits with 305 while the coordinator still believes in a SuperNode that was killed,
     # for about a minute: trying again every few seconds is all it needs.
-    supervise(services, status_file=config.courier / STATUS_FILE, stop=stop, backoff=(1.0, 10.0))
+    supervise(
+        services,
+        status_file=config.courier / STATUS_FILE,
+        stop=stop,
+        on_tick=stall_watch(config),
+        backoff=(1.0, 10.0),
+    )
+
+
+def stall_watch(config: SiteConfig) -> StallWatch:
+    """Return what looks after the courier's SuperNode, where both run under one supervisor."""
+    return StallWatch(config.courier / STATUS_FILE, config.courier / SUPERNODE_LOG)
 
 
 def courier_services(config: SiteConfig) -> list[Service]:
@@ -120,7 +133,7 @@ def courier_services(config: SiteConfig) -> list[Service]:
             name="supernode",
             argv=supernode_arguments(folder, connection.address, port),
             env=env,
-            log=folder / "logs/supernode.log",
+            log=folder / SUPERNODE_LOG,
             cwd=folder,
         ),
         Service(

@@ -6,13 +6,13 @@ import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from client.config import SiteConfig
-from client.courier import STATUS_FILE, courier_services, environment
+from client.courier import STATUS_FILE, courier_services, environment, stall_watch
 from common.errors import ServiceError
 from common.processes import Service, stop_on_signals, supervise
 
@@ -37,6 +37,8 @@ class Plan:
     users: Users | None
     own_network: bool
     """Whether the vault gets a network namespace of its own, with nothing in it."""
+    watch: Callable[[], None] | None = None
+    """Called again and again while they run."""
 
 
 def plan(config: SiteConfig, folder: Path, users: Users | None) -> Plan:
@@ -63,7 +65,8 @@ def plan(config: SiteConfig, folder: Path, users: Users | None) -> Plan:
             grace=30.0,
         )
         services = [vault, *courier_services(config)]
-        return Plan(services, config.courier / STATUS_FILE, None, own_network=False)
+        status_file = config.courier / STATUS_FILE
+        return Plan(services, status_file, None, own_network=False, watch=stall_watch(config))
     _check_users(config, users)
     _make_socket_folder(config, users.vault)
     own = folder / SUPERVISOR
@@ -110,7 +113,12 @@ def run(chosen: Plan) -> None:
     Raises:
         ServiceError: A program cannot be started.
     """
-    supervise(chosen.services, status_file=chosen.status_file, stop=stop_on_signals())
+    supervise(
+        chosen.services,
+        status_file=chosen.status_file,
+        stop=stop_on_signals(),
+        on_tick=chosen.watch,
+    )
 
 
 def _half(

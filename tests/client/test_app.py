@@ -252,5 +252,13 @@ def test_the_courier_loads_neither_torch_nor_the_data_code() -> None:
     ).stdout.splitlines()
     assert done[0] == "[]"
     assert done[1] == str(
-        ["client", "client.app", "common", "common.arrays", "common.bodies", "common.wire_arrays"]
+        [
+            "client",
+            "client.app",
+            "common",
+            "common.arrays",
+            "common.bodies",
+            "common.safetensors_form",
+            "common.wire_arrays",
+        ]
     )

@@ -42,7 +42,9 @@ def exchange(door: Door, orders: Orders, record: RoundRecord) -> Iterator[tuple[
                 record.bytes[member.name]["up"] = arrived.size
                 yield from _sorted_out(arrived, member, record)
             del arrived  # or it would stay in memory until the next one has come
-        record.resent += tend_all(pending.values(), mail)
+        for name, size in tend_all(pending.values(), mail).items():
+            record.resent.append(name)
+            record.bytes[name]["down"] += size
         if door.timing.sites_return and time.monotonic() >= look:
             look = time.monotonic() + door.timing.resend_s
             door.ask(mail.present())

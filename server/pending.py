@@ -62,23 +62,23 @@ class Pending:
         elif self._left > 0 and self._resend_at == math.inf:
             self.note_lost()
 
-    def tend(self, mail: Mail, present: Mapping[int, str]) -> bool:
-        """Do what is due, where the site is there; True when the order was sent again."""
+    def tend(self, mail: Mail, present: Mapping[int, str]) -> int:
+        """Do what is due, where the site is there; return the bytes of an order sent again."""
         now = time.monotonic()
         if self.member.node_id not in present:
-            return False
+            return 0
         if now >= self._resend_at:
-            mail.push([self.letter()], lifetime=max(self.deadline - now, 1.0))
+            sizes = mail.push([self.letter()], lifetime=max(self.deadline - now, 1.0))
             if self.is_under_way(mail):
                 self._sent()
-                return True
+                return sizes[self.member.node_id]
             self.note_lost()  # Flower could not take it
         elif now >= self._ask_at:
             self._ask_at = math.inf  # until the question is answered or has expired
             probe = Order(PROBE, self.order.study, self.order.round, {}, "", None)
             letter = Letter(self.member.node_id, self.member.name, probe)
             mail.push([letter], lifetime=2 * self.timing.probe_s)
-        return False
+        return 0
 
     def is_due(self) -> bool:
         """Tell whether ``tend`` has something to do."""
@@ -96,10 +96,11 @@ PROBE: Kind = "check"
 round, where a check before the first round is numbered 0."""
 
 
-def tend_all(pending: Iterable[Pending], mail: Mail) -> list[str]:
-    """Do what is due for each order; return the sites that were sent theirs again."""
+def tend_all(pending: Iterable[Pending], mail: Mail) -> dict[str, int]:
+    """Do what is due for each order; return the bytes of those sent again, by site."""
     due = [one for one in pending if one.is_due()]
     if not due:
-        return []
+        return {}
     present = mail.present()
-    return [one.member.name for one in due if one.tend(mail, present)]
+    sent = {one.member.name: one.tend(mail, present) for one in due}
+    return {name: size for name, size in sent.items() if size}

@@ -93,8 +93,7 @@ def run_study(
     outcome = Outcome(members, door.refused, history.rewind(folder, done.round), path)
 
     for number in range(done.round + 1, study.rounds + 2):
-        began = time.monotonic()
-        last = number > study.rounds
+        began, last = time.monotonic(), number > study.rounds
         current = {g: StoredArrays(path, names) for g, names in layout.groups.items()}
         record = RoundRecord(number, model_round=number - 1, trained=not last)
 
@@ -109,21 +108,34 @@ def run_study(
         states = hear(door, orders, combiners, record)
 
         record.tasks = history.task_figures(study, states)
-        enough = len(record.answered) >= study.federation.quorum
-        record.combined = enough and not last
-        arrays = finish(combiners, base) if record.combined else {}
-        record.seconds["total"] = time.monotonic() - began
-        history.append(folder, record)
-        if record.combined:
-            carried = {group: combiner.state() for group, combiner in combiners.items()}
-            names = tuple(member.name for member in members)
-            path = save_round(folder, arrays, carried, study, number, names)
+        path = settle(folder, study, record, combiners, base, members, began) or path
         outcome.records.append(record)
         watch(record)
-        if not enough:
+        if len(record.answered) < study.federation.quorum:
             raise _quorum_error(study, record)
     outcome.members = members
     return outcome
+
+
+def settle(
+    folder: Path,
+    study: Study,
+    record: RoundRecord,
+    combiners: Mapping[str, Combiner],
+    base: Base,
+    members: Sequence[Member],
+    began: float,
+) -> Path | None:
+    """Combine the replies where enough came, and write the round down; return the new model."""
+    record.combined = record.trained and len(record.answered) >= study.federation.quorum
+    arrays = finish(combiners, base) if record.combined else {}
+    record.seconds["total"] = time.monotonic() - began
+    history.append(folder, record)
+    if not record.combined:
+        return None
+    carried = {group: combiner.state() for group, combiner in combiners.items()}
+    names = tuple(member.name for member in members)
+    return save_round(folder, arrays, carried, study, record.round, names)
 
 
 def begin_study(study: Study, arrays: Arrays, folder: Path) -> None:

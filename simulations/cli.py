@@ -160,6 +160,7 @@ def rehearse(
     """
     if kill not in ("once", "all", "none"):
         raise typer.BadParameter("use once, all or none", param_hint="--kill")
+    from simulations import kills as killing
     from simulations import namespaces, rehearsal
 
     if again and (out / rehearsal.MARK).exists():
@@ -167,7 +168,7 @@ def rehearse(
     if separate and not namespaces.available():
         err.print("No network namespaces here: the hospitals share the machine's own network.")
         separate = False
-    kills = {"once": rehearsal.KILLS, "all": rehearsal.ALL_KILLS, "none": ()}[kill]
+    kills = {"once": killing.KILLS, "all": killing.ALL_KILLS, "none": ()}[kill]
     summary = rehearsal.run(
         out,
         images=images,
@@ -179,7 +180,7 @@ def rehearse(
     _print_summary(summary, out, as_json=as_json)
     found = summary["rehearsal"]
     if not as_json:
-        out_console.print(rehearsal.table(found))
+        out_console.print(killing.table(found))
         same = "the same" if found["same_model"] and found["same_figures"] else "NOT the same"
         typer.echo(f"model and figures of the deployed study: {same} as the simulation's")
     if not (found["same_model"] and found["same_figures"]):

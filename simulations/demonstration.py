@@ -59,22 +59,26 @@ def run(out: Path, *, weights: str, console: Console) -> dict[str, Any]:
         OutputError: ``out`` exists and is not empty, or cannot be made.
         WeightsError: ``pretrained`` was asked for and timm's hub cannot be reached.
     """
-    _claim(out)
+    claim(out, MARK, "rarefed-sim demo")
     with console.status("drawing phantoms"):
         made = hospitals.make(out / "hospitals", sites=SITES, patients=PATIENTS, images=IMAGES)
     return run_simulation(study(weights), made, out / "run", with_yardsticks=True, console=console)
 
 
-def _claim(out: Path) -> None:
-    """Make the folder and leave the mark in it."""
+def claim(out: Path, mark: str, program: str) -> None:
+    """Make an empty folder and leave a mark in it, by which ``program`` may know it again.
+
+    Raises:
+        OutputError: It is not empty, or cannot be made.
+    """
     try:
         if out.exists() and any(out.iterdir()):
             raise OutputError(
-                f"{out} is not empty.", remedy="Give another --out, or --again to replace a demo."
+                f"{out} is not empty.", remedy="Give another --out, or --again to replace one."
             )
         out.mkdir(parents=True, exist_ok=True)
-        text = "Made by 'rarefed-sim demo', which may remove it.\n"
-        (out / MARK).write_text(text, encoding="utf-8")
+        text = f"Made by '{program}', which may remove it.\n"
+        (out / mark).write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(
             f"Cannot make {out}: {error.strerror}.", remedy="Give another --out."

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -119,7 +119,8 @@ class Deployment:
         if process == "daemon":
             return self._daemons[who].process.pid
         if process in ("serverapp", "clientapp"):
-            return _app_of(self._daemons[who].folder, f"flwr-{process}")
+            apps = flower_apps(self._daemons[who].folder, [f"flwr-{process}"])
+            return next((int(entry.name) for _, entry in apps), 0)
         return int(processes_of(self._daemons[who].folder)[process]["pid"])
 
     def kill(self, who: str, process: str) -> int:
@@ -253,15 +254,35 @@ def _name_of(hospital: Path) -> str:
     return SiteConfig.load(hospital).name
 
 
-def _app_of(folder: Path, program: str) -> int:
-    """Return the id of Flower's app process whose environment names the folder; 0 for none."""
+def flower_apps(folder: Path, programs: Collection[str]) -> Iterator[tuple[str, Path]]:
+    """Yield Flower's app processes below a folder: the program, and what /proc has of it.
+
+    Args:
+        folder: Processes whose environment names it are looked at.
+        programs: Names such as ``flwr-serverapp``.
+    """
     mark = str(folder).encode()
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            is_it = any(Path(word.decode()).name == program for word in words[:2] if word)
-            if is_it and mark in (entry / "environ").read_bytes():
-                return int(entry.name)
-        except OSError:  # it has ended meanwhile
-            continue
-    return 0
+        with suppress(OSError):  # it may end at any moment
+            words = (entry / "cmdline").read_bytes().split(b"\0")[:2]
+            names = {Path(word.decode()).name for word in words if word}
+            for program in names & set(programs):
+                if mark in (entry / "environ").read_bytes():
+                    yield program, entry
+
+
+def set_up(deployed: Deployment, made: Sequence[Path], study: Path) -> None:
+    """Start the coordinator; enrol each hospital, let it approve the study, and start it."""
+    deployed.start_coordinator()
+    for hospital in made:
+        deployed.enrol(hospital)
+        deployed.approve(hospital, study)
+        deployed.start_hospital(hospital)
+
+
+def give_one_thread(made: Sequence[Path]) -> None:
+    """Let each hospital compute with one torch thread, as they share this machine."""
+    for hospital in made:
+        file = hospital / "site.toml"
+        text = file.read_text(encoding="utf-8").replace("threads = 0", "threads = 1")
+        file.write_text(text, encoding="utf-8")

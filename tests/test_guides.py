@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 
 from common.models import build_model
 from common.study import Study
+from simulations.deployment import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 SITES = ("st-mary", "st-luke")
@@ -115,18 +115,12 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **quiet, "PATH": path}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _coordinators(folder: Path) -> Guide:
     folder.mkdir()
     put = {
         r"sudo (-u \S+ )?": "",
-        "--address fed.example.org:8443": f"--address localhost:{_free_port()} "
-        f"--superlink-port {_free_port()}",
+        "--address fed.example.org:8443": f"--address localhost:{free_port()} "
+        f"--superlink-port {free_port()}",
         "/var/lib/rarefed-coordinator": str(folder / "coordinator"),
         "/etc/rarefed": str(folder),
     }

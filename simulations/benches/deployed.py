@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,9 @@ from simulations.deployment import (
     ENVIRONMENT,
     Deployment,
     deployment,
+    flower_apps,
     free_port,
+    set_up,
     wait_until,
 )
 
@@ -32,11 +34,7 @@ def running(folder: Path, study: Study, made: list[Path]) -> Iterator[tuple[Depl
     file = folder / "study.toml"
     file.write_text(toml_text(study), encoding="utf-8")
     with deployment(folder / "coordinator") as deployed:
-        deployed.start_coordinator()
-        for hospital in made:
-            deployed.enrol(hospital)
-            deployed.approve(hospital, file)
-            deployed.start_hospital(hospital)
+        set_up(deployed, made, file)
         yield deployed, deployed.server("run", str(file), "--no-follow")["study"]
 
 
@@ -87,18 +85,11 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        mark = str(self.folder).encode()
         while not self._stop.wait(0.1):
-            for entry in Path("/proc").glob("[0-9]*"):
-                try:
-                    words = (entry / "cmdline").read_bytes().split(b"\0")[:2]
-                    names = {Path(word.decode()).name for word in words if word}
-                    for program in names & set(self.programs):
-                        if mark in (entry / "environ").read_bytes():
-                            peak = _high_water(entry)
-                            self.peaks[program] = max(self.peaks.get(program, 0), peak)
-                except OSError:  # it has ended meanwhile
-                    continue
+            for program, entry in flower_apps(self.folder, self.programs):
+                with suppress(OSError):  # it has ended meanwhile
+                    peak = _high_water(entry)
+                    self.peaks[program] = max(self.peaks.get(program, 0), peak)
 
 
 def _high_water(entry: Path) -> int:

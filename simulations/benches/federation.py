@@ -17,6 +17,7 @@ import typer
 from simulations.benches.deployed import finished, running
 from simulations.benches.result import Result
 from simulations.benches.studies import phantom_hospitals, phantom_study
+from simulations.deployment import give_one_thread
 from simulations.federation import play
 
 SECONDS_A_ROUND = 8.0
@@ -32,10 +33,7 @@ def main(
         folder = Path(name)
         made = phantom_hospitals(folder / "hospitals", sites=3, patients=patients)
         twins = phantom_hospitals(folder / "twins", sites=3, patients=patients)
-        for hospital in made:  # three vaults share this machine's cores
-            file = hospital / "site.toml"
-            text = file.read_text(encoding="utf-8").replace("threads = 0", "threads = 1")
-            file.write_text(text, encoding="utf-8")
+        give_one_thread(made)
         began = time.perf_counter()
         play(study, twins, folder / "inline", threads=1)
         inline = time.perf_counter() - began

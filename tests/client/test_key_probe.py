@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -19,14 +18,9 @@ from server import flower
 from server.config import ServerConfig, init_folder
 from server.enrolment import invite
 from server.flower_services import flower_services
+from simulations.deployment import free_port
 
 SECONDS = 40.0
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def wait_for(log: Path, text: str) -> None:

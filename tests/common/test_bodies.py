@@ -108,7 +108,7 @@ def test_what_the_library_writes_is_read(tmp_path: Path) -> None:
 
 
 def test_an_array_of_another_form_is_not_written(tmp_path: Path) -> None:
-    """Text, complex numbers, another byte order, a pickle and a lie about the shape are refused."""
+    """Text, complex numbers, another byte order, objects and a lie about the shape are refused."""
     good = WireArrays.of({"a": np.zeros(2, np.float32)}).record["a"]
     for array in (
         Array(np.array(["text"])),
@@ -182,7 +182,7 @@ MALFORMED: dict[str, bytes] = {
     "parts that are none": packed({"__metadata__": {"body": "3"}}, b""),
     "parts that are no JSON": packed({"__metadata__": {"body": "x"}}, b""),
     "parts that nest deeply": packed({"__metadata__": {"body": "[" * 100_000}}, b""),
-    "an unknown kind": with_parts(["a", "pickle", {}]),
+    "an unknown kind": with_parts(["a", "objects", {}]),
     "a part twice": with_parts(["a", "config", {}], ["a", "arrays", None]),
     "a part without values": with_parts(["a", "config", None]),
     "arrays with values": with_parts(["a", "arrays", {}]),

@@ -177,7 +177,7 @@ def test_arrays_travel_as_plain_numpy() -> None:
         for arrays in record.array_records.values():
             for array in arrays.values():
                 assert array.stype == "numpy.ndarray"
-                value = np.load(io.BytesIO(array.data), allow_pickle=False)
+                value = np.lib.format.read_array(io.BytesIO(array.data))
                 assert value.dtype != object
 
 

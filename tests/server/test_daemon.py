@@ -24,6 +24,7 @@ from common.process_table import Identity
 from common.processes import read_status
 from server import daemon, daemon_lock, front
 from server.config import ServerConfig, init_folder
+from simulations.deployment import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,12 +100,6 @@ weights = "none"
 modality = "fundus"
 classes = ["none", "some"]
 """
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> bool:

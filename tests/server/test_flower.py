@@ -1,7 +1,6 @@
 """Laws of what is asked of SuperLink, held by a real one on loopback."""
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +15,7 @@ from common.processes import read_status, supervise
 from server import flower
 from server.config import ServerConfig, init_folder
 from server.flower_services import COORDINATOR, environment, flower_services, spare_loopback
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+from simulations.deployment import free_port
 
 
 def new_key() -> str:

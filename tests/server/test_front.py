@@ -20,15 +20,10 @@ from common.processes import Service, supervise
 from server import front
 from server.config import ServerConfig, init_folder
 from server.rotation import rotate_server
+from simulations.deployment import free_port
 
 PULL = "/v1/fleet/pull-messages"
 CALL = f"POST {PULL} HTTP/1.1\r\nHost: x\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @dataclass

@@ -4,7 +4,6 @@ No SuperExec runs here, so a run stays pending until the test ends it.
 """
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from server.flower_services import flower_services
 from server.keeper import STUDY_ID, Keeper
 from server.staging import locked
 from server.studies import ENDED, StudyFolder, create
+from simulations.deployment import free_port
 
 Bundle = Callable[[], bytes]
 STUDY = Study.parse(
@@ -35,12 +35,6 @@ STUDY = Study.parse(
 @pytest.fixture
 def bundle(tiny_bundle: bytes) -> Bundle:
     return lambda: tiny_bundle
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -413,4 +413,6 @@ def test_a_reply_that_is_lost_without_a_word_is_asked_for_again(
     assert first["resent"] == ["b"]
     assert first["answered"] == ["a", "b", "c"]
     assert first["late"] == []
+    down = {name: sizes["down"] for name, sizes in first["bytes"].items()}
+    assert down["b"] == 2 * down["a"] == 2 * down["c"]
     assert moved(tmp_path, small_arrays[WEIGHT]) == pytest.approx(mean(sites, "abc"), abs=1e-6)

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from common.errors import OutputError
 from common.study import Study
+from server.studies import toml_text
 from simulations import namespaces, rehearsal
-from simulations.rehearsal import ALL_KILLS, KILLS, MOMENTS, PROCESSES, Kill
+from simulations.kills import ALL_KILLS, KILLS, MOMENTS, PROCESSES, Kill
 
 needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
@@ -38,12 +39,12 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_the_study_of_a_rehearsal_is_a_study(tmp_path: Path) -> None:
-    """What is written for real data sets of any classes reads back as that study."""
+    """What is written for the commands reads back as the study that is then simulated."""
     tasks = {"brain": {"modality": "MR", "classes": ["no", "yes"]}}
-    file = rehearsal.write_study(tmp_path / "study.toml", tasks, rounds=3, epochs=2)
-    study = Study.load(file)
-    assert (study.rounds, study.training.local_epochs) == (3, 2)
-    assert list(study.tasks) == ["brain"]
+    study = rehearsal.study_of(tasks, rounds=3, epochs=2)
+    (tmp_path / "study.toml").write_text(toml_text(study), encoding="utf-8")
+    assert Study.load(tmp_path / "study.toml").digest() == study.digest()
+    assert (study.rounds, study.training.local_epochs, list(study.tasks)) == (3, 2, ["brain"])
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from client.config import SiteConfig
 from client.stall import StallWatch
 from common.errors import EnrolmentError, ServiceError
 from common.files import write_atomic
-from common.processes import Service, stop_on_signals, supervise
+from common.processes import GIVE_MEMORY_BACK, Service, stop_on_signals, supervise
 
 LOOPBACK = "127.0.0.1"
 TASK_POLL_SECONDS = 0.2
@@ -200,6 +200,7 @@ def environment(folder: Path, outer: Mapping[str, str]) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(TASK_POLL_SECONDS),
+        **GIVE_MEMORY_BACK,
     }
 
 

@@ -20,6 +20,7 @@ from client.train import train
 from common import metrics
 from common.arrays import Array
 from common.errors import DataError, OrderError, RarefedError, StudyMismatchError
+from common.layout import Layout
 from common.messages import (
     Counted,
     Declaration,
@@ -34,7 +35,7 @@ from common.models import FederatedModel, build_model
 from common.seeds import stream
 from common.study import Study
 from common.versions import software_version
-from common.weights import Layout, layout_of, put, take
+from common.weights import layout_of, put, take
 
 
 @dataclass
@@ -213,11 +214,11 @@ def _load(prepared: Prepared, order: Order) -> None:
         if prepared.base != order.base_digest or untrained:
             put(prepared.model, prepared.store.load_base(order.base_digest))
             prepared.base = order.base_digest
+        put(prepared.model, arrays)
         for group, found in order.groups.items():
             if set(found) != set(prepared.layout.groups[group]):
                 raise OrderError(f"The order's group {group} has other arrays than the network.")
-            arrays.update(found)
-        put(prepared.model, arrays)
+            put(prepared.model, found)
     except ValueError as error:
         prepared.base = ""
         raise OrderError(f"The order's arrays do not fit the network: {error}") from error
@@ -230,9 +231,12 @@ def _changes(
     declared = _declaration(prepared)
     groups, weights = {}, {}
     dtype = np.dtype(prepared.study.federation.update_dtype)
-    local = take(prepared.model, [name for arrays in order.groups.values() for name in arrays])
+    state = prepared.model.state_dict()
     for group, current in order.groups.items():
-        groups[group] = {name: (local[name] - old).astype(dtype) for name, old in current.items()}
+        groups[group] = {
+            name: (state[name].cpu().numpy() - old).astype(dtype, copy=False)
+            for name, old in current.items()
+        }
         weights[group] = declared.weight(group, prepared.study.federation.weighting)
     return groups, weights
 

@@ -18,7 +18,7 @@ def digest(arrays: Arrays) -> str:
     for name in sorted(arrays):
         value = np.asarray(arrays[name], order="C")  # keeps a scalar a scalar
         sha.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
-        sha.update(value.tobytes())
+        sha.update(value.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 

@@ -31,6 +31,9 @@ TICK_SECONDS = 0.2
 STEADY_SECONDS = 60.0
 """A program that was up for so long starts again without having to wait longer."""
 MAX_LOG_BYTES = 32 * 1024 * 1024
+GIVE_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1024 * 1024)}
+"""Environment of processes that models pass through: glibc (``mallopt(3)``) then takes each large
+block from the kernel and gives it back. By itself it soon stops doing so, and keeps the gaps."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -8,9 +8,11 @@ or out; here only the header is dealt with, and whoever calls leaves the bytes w
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from common.arrays import Arrays
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 """A header of some 30 000 arrays; the largest networks have a few thousand."""
@@ -56,6 +58,28 @@ def encode(tensors: Iterable[Tensor], metadata: Mapping[str, str] | None = None)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"a header of more than {MAX_HEADER_BYTES} bytes")
     return len(text).to_bytes(LENGTH, "little") + text
+
+
+def write(file: BinaryIO, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+    """Write arrays as a whole file, looking at one after the other.
+
+    The same arrays give the same bytes in any order: wide numbers come first, so that each array
+    begins at a multiple of its numbers' width, and then the names count.
+
+    Raises:
+        ValueError: safetensors has no such dtype, or the header is too large.
+        OSError: The file cannot be written.
+    """
+    ordered = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    tensors, begin = [], 0
+    for name in ordered:
+        value = arrays[name]
+        tensors.append(Tensor(name, str(value.dtype), value.shape, begin, begin + value.nbytes))
+        begin += value.nbytes
+    file.write(encode(tensors, metadata))
+    for name in ordered:
+        value = np.asarray(arrays[name], order="C")
+        file.write(value.reshape(-1).view(np.uint8).data)
 
 
 def length_of(first: bytes, size: int) -> int:

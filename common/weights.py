@@ -1,60 +1,15 @@
-"""Which arrays of the network travel, and how they leave and enter it.
+"""How arrays leave the network and enter it; which of them travel says ``common/layout.py``."""
 
-Every entry of the network's state belongs to exactly one kind:
-
-- the group ``shared``: trained parts of the backbone, averaged over all sites;
-- the group ``statistics``: running means and variances of batch normalisation, likewise. They
-  are a group of their own because they are measured, not trained: a server's optimizer that
-  stepped along their change could make a variance negative;
-- the groups ``head:TASK``: one task's head, averaged over the sites that have the task;
-- ``local``: batch normalisation that each site keeps to itself (FedBN, Li et al. 2021);
-- ``base``: all the rest, frozen weights and counters among it. The coordinator sends it once to
-  a site that does not have it yet, and it never travels again.
-
-Integer buffers (batch norm's step counter, index tables) are always ``base``: an average of
-counters means nothing.
-"""
-
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.arrays import Array, Arrays
+from common.layout import SHARED, STATISTICS, Layout, head_group
 from common.models import FederatedModel
 from common.study import Study
-
-SHARED = "shared"
-STATISTICS = "statistics"
-
-
-def head_group(task: str) -> str:
-    """Return the name of the group that holds one task's head."""
-    return f"head:{task}"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names of the network's arrays, by what happens to them."""
-
-    groups: Mapping[str, tuple[str, ...]]
-    """Arrays that travel each round, by group; a group may be empty."""
-    local: tuple[str, ...]
-    """Arrays that stay at their site once it has the first ones."""
-    base: tuple[str, ...]
-    """Arrays that never change, or count."""
-
-    def groups_of(self, tasks: Iterable[str]) -> tuple[str, ...]:
-        """Return the groups that concern a site with these tasks, without empty ones."""
-        wanted = [SHARED, STATISTICS, *(head_group(task) for task in tasks)]
-        return tuple(name for name in wanted if self.groups.get(name))
-
-    @property
-    def sent_once(self) -> tuple[str, ...]:
-        """Arrays that a site gets one time: the base, and where its local ones begin."""
-        return (*self.base, *self.local)
 
 
 def layout_of(model: FederatedModel, study: Study) -> Layout:
@@ -91,19 +46,20 @@ def put(model: FederatedModel, arrays: Arrays) -> None:
         ValueError: A name is unknown, or a shape or dtype differs; nothing is changed then.
     """
     state = model.state_dict()
-    values = {name: arrays[name] for name in arrays}
-    wrong = [
-        name
-        for name, value in values.items()
-        if name not in state
-        or state[name].shape != value.shape
-        or str(state[name].dtype) != f"torch.{value.dtype}"
-    ]
+    # Each array is looked at by itself, twice: one that came in pieces is joined anew each time,
+    # and all of them at once would be a second model in memory.
+    wrong = [name for name in arrays if not _fits(state.get(name), arrays[name])]
     if wrong:
         raise ValueError(f"arrays that do not fit the network: {', '.join(wrong)}")
     with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(torch.from_numpy(np.array(value)))
+        for name in arrays:
+            state[name].copy_(torch.from_numpy(np.array(arrays[name])))
+
+
+def _fits(target: torch.Tensor | None, value: Array) -> bool:
+    if target is None:
+        return False
+    return target.shape == value.shape and str(target.dtype) == f"torch.{value.dtype}"
 
 
 def _batch_norm_entries(model: FederatedModel) -> Iterable[str]:

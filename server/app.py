@@ -12,16 +12,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import QuorumError, RarefedError, TaskWithoutSiteError
-from common.models import build_model
 from common.seals import Sealer, load_order_key
 from common.study import Study
-from common.weights import Layout, layout_of, take
-from server.checkpoint import has_begun
+from server.checkpoint import load_layout
 from server.config import ServerConfig
 from server.history import RoundRecord
-from server.initial_weights import initial_model
 from server.register import load_sites
-from server.rounds import begin_study, run_study
+from server.rounds import run_study
 from server.staging import locked
 from server.studies import StudyFolder
 from server.timing import DEPLOYED
@@ -56,8 +53,6 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(study: Study, grid: Grid, config: ServerConfig, folder: StudyFolder) -> None:
-    layout = _begin(study, folder.path)
-
     def watch(record: RoundRecord) -> None:
         done = record.round if record.combined else record.model_round
         folder.write_progress("running", done, study.rounds, sites=record.answered)
@@ -65,19 +60,10 @@ def _run(study: Study, grid: Grid, config: ServerConfig, folder: StudyFolder) ->
     run_study(
         study,
         grid,
-        layout,
+        load_layout(folder.path),
         folder.path,
         sites=sum(entry.state == "enrolled" for entry in load_sites(config).values()),
         watch=watch,
         timing=DEPLOYED,
         sealer=Sealer(load_order_key(config.order_key.read_bytes())),
     )
-
-
-def _begin(study: Study, folder: Path) -> Layout:
-    """Write down the initial arrays, if that has not been done; nothing of them stays in memory."""
-    if has_begun(folder):
-        return layout_of(build_model(study), study)
-    model = initial_model(study).model
-    begin_study(study, take(model, model.state_dict()), folder)
-    return layout_of(model, study)

@@ -6,20 +6,23 @@ history. Random numbers need no state: each stream is named by study and round.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from common import safetensors_form
 from common.arrays import Array, Arrays
 from common.errors import OutputError
-from common.files import canonical_json, replacing
+from common.files import canonical_json, replacing, write_json
+from common.layout import Layout
 from common.study import Study
 
 MODEL = "model.safetensors"
+LAYOUT = "layout.json"
 NOTES = "rarefed"
 """Entry of the file's header that holds the notes, as JSON."""
 
@@ -42,22 +45,39 @@ class Checkpoint(NamedTuple):
 
 
 class StoredArrays(Mapping[str, Array]):
-    """Arrays of a safetensors file, read one at a time when they are asked for.
+    """Arrays of a safetensors file, mapped one at a time when they are asked for.
+
+    The library itself maps the file as a whole, and each page that was looked at once would stay
+    in this process's memory.
 
     Args:
-        path: The file; it must not change while this object is used.
+        path: The file; what is read is this very one, also when another has taken its name.
         names: Which of its arrays belong to the mapping, in their order.
+
+    Raises:
+        OutputError: The file cannot be read.
     """
 
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self._file = safe_open(path, framework="pt")  # maps the file; "numpy" would copy it
         self._names = names
+        try:
+            self._file = path.open("rb")
+            size = os.fstat(self._file.fileno()).st_size
+            length = safetensors_form.length_of(self._file.read(safetensors_form.LENGTH), size)
+            header = safetensors_form.parse_header(self._file.read(length))
+            self._begin = safetensors_form.LENGTH + length
+            tensors = safetensors_form.tensors_of(header, size - self._begin)
+        except (OSError, ValueError) as error:
+            raise _not_readable(path, error) from error
+        self._tensors = {tensor.name: tensor for tensor in tensors if tensor.name in set(names)}
 
     def __getitem__(self, name: str) -> Array:
-        if name not in self._names:
-            raise KeyError(name)
-        value: Array = self._file.get_tensor(name).numpy()
-        return value
+        tensor = self._tensors[name]
+        if tensor.begin == tensor.end:
+            return np.zeros(tensor.shape, tensor.dtype)
+        shape, begin = (tensor.end - tensor.begin,), self._begin + tensor.begin
+        data = np.memmap(self._file, np.uint8, "r", begin, shape)
+        return np.asarray(data).view(tensor.dtype).reshape(tensor.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -86,13 +106,11 @@ def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
 
 
 def _write(path: Path, arrays: Arrays, notes: Mapping[str, str]) -> None:
-    values = {name: np.asarray(arrays[name], order="C") for name in arrays}
     try:
-        # One entry: safetensors writes several in an order that changes from run to run.
         header = {NOTES: canonical_json(dict(notes)).decode()}
-        with replacing(path) as temporary:
-            save_file(values, temporary, metadata=header)
-    except (OSError, SafetensorError) as error:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            safetensors_form.write(file, arrays, header)
+    except OSError as error:
         raise OutputError(
             f"Cannot write {path}: {error}.", remedy="Free space or choose another folder."
         ) from error
@@ -140,6 +158,33 @@ def save_round(
         if old.name != carried:
             old.unlink(missing_ok=True)
     return path
+
+
+def save_layout(folder: Path, layout: Layout) -> None:
+    """Write down which of the study's arrays travel; whoever runs its rounds reads it there.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    try:
+        write_json(folder / LAYOUT, layout.to_plain())
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {folder / LAYOUT}: {error}.",
+            remedy="Free space or choose another folder.",
+        ) from error
+
+
+def load_layout(folder: Path) -> Layout:
+    """Return which of the study's arrays travel.
+
+    Raises:
+        OutputError: The study has not begun, or the file cannot be read.
+    """
+    try:
+        return Layout.from_plain(json.loads((folder / LAYOUT).read_bytes()))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _not_readable(folder / LAYOUT, error) from error
 
 
 def has_begun(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from common.command_line import err
 from server.cli_sites import DEFAULT_FOLDER, Folder, Json
 
 if TYPE_CHECKING:
+    from common.study import Study
     from server.config import ServerConfig
     from server.studies import StudyFolder
 
@@ -74,7 +75,7 @@ def run(
     config, agreed = _load(folder), Study.load(study)
     _check_weights(agreed)
     daemon_lock.require(config)
-    found = create(config, agreed)
+    found = create(config, agreed, prepare=lambda path: _begin(path, agreed))
     found.want("run")
     _follow(config, found, no_follow=no_follow, as_json=as_json)
 
@@ -86,12 +87,14 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Let a paused, stopped or failed study go on from its last round, and follow it."""
+    from common.study import Study
     from server import daemon_lock
     from server.studies import StudyFolder
 
     config = _load(folder)
     found = StudyFolder.find(config, study)
     daemon_lock.require(config)
+    _begin(found.path, Study.load(found.study_file))
     found.want("run")
     _follow(config, found, no_follow=no_follow, as_json=as_json)
 
@@ -175,8 +178,8 @@ def _load(folder: Path) -> "ServerConfig":
     return ServerConfig.load(folder)
 
 
-def _check_weights(study: Any) -> None:
-    """Refuse here what would otherwise fail in the daemon, out of sight."""
+def _check_weights(study: "Study") -> None:
+    """Refuse a missing file before torch is loaded and before there is a folder."""
     from common.errors import WeightsError
 
     file = study.backbone.weights_file
@@ -186,6 +189,18 @@ def _check_weights(study: Any) -> None:
             remedy="Correct backbone.weights in the study file; a relative path counts from it.",
         )
     study.check_weights_file()
+
+
+def _begin(folder: Path, study: "Study") -> None:
+    """Build the study's network here, unless that has been done: what is wrong shows at once."""
+    from server.checkpoint import has_begun
+
+    if has_begun(folder):
+        return
+    with err.status("building the network"):
+        from server.begin import begin  # torch: several seconds
+
+        begin(study, folder)
 
 
 def _follow(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.processes import Service
+from common.processes import GIVE_MEMORY_BACK, Service
 from server.config import ServerConfig
 
 COORDINATOR = "RAREFED_COORDINATOR"
@@ -37,7 +37,7 @@ def flower_services(config: ServerConfig, *, front: bool = True) -> list[Service
     env = environment(config)
     secret = ["--superexec-auth-secret-file", str(config.superexec_secret)]
     superlink = [
-        *[program("flower-superlink"), "--host", "127.0.0.1"],
+        *[sys.executable, "-P", "-m", "server.superlink", "--host", "127.0.0.1"],
         *["--port", str(config.superlink_port)],
         *["--ssl-ca-certfile", str(authority)],
         *["--ssl-certfile", str(certificate)],
@@ -73,6 +73,7 @@ def environment(config: ServerConfig) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(POLL_SECONDS),
+        **GIVE_MEMORY_BACK,
         COORDINATOR: str(config.folder),
     }
 

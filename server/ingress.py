@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from common import metrics
-from common.arrays import Arrays
+from common.arrays import Array, Arrays
 from common.errors import ReplyError
 from common.messages import Counted, Order, Reply
 from common.metrics import MetricState
@@ -73,21 +73,27 @@ def _group_faults(reply: Reply, order: Order) -> Iterator[str]:
 
 def _array_faults(group: str, change: Arrays, current: Arrays, dtype: str) -> Iterator[str]:
     for name in current:
-        expected = current[name]
+        shape, limit = _asked(current[name])
         try:
             value = change[name]
         except (ValueError, TypeError, EOFError) as error:
             yield f"{group}: {name} cannot be decoded ({type(error).__name__})"
             continue
-        if value.dtype != np.dtype(dtype) or value.shape != expected.shape:
-            was, should = f"{value.dtype}{value.shape}", f"{dtype}{expected.shape}"
+        if value.dtype != np.dtype(dtype) or value.shape != shape:
+            was, should = f"{value.dtype}{value.shape}", f"{dtype}{shape}"
             yield f"{group}: {name} is {was}, not {should}"
             continue
         largest = magnitude(value)
         if not math.isfinite(largest):
             yield f"{group}: {name} has values that are not finite"
-        elif largest > (limit := largest_change(expected)):
+        elif largest > limit:
             yield f"{group}: {name} changed by more than {limit:g}"
+        del value  # or a large one would still be there while the next is looked at
+
+
+def _asked(current: Array) -> tuple[tuple[int, ...], float]:
+    """Return the shape and the largest change of an array; the array itself is let go of."""
+    return current.shape, largest_change(current)
 
 
 def _weight_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:

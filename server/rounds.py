@@ -15,11 +15,11 @@ from flwr.serverapp import Grid
 from common.arrays import Array, Arrays
 from common.arrays import digest as digest_of
 from common.errors import QuorumError, ReplyError
+from common.layout import Layout
 from common.messages import Kind, Order, Reply
 from common.seals import Sealer
 from common.seeds import stream
 from common.study import Study
-from common.weights import Layout
 from server import history, ingress
 from server.checkpoint import States, StoredArrays, find_checkpoint, has_begun, save_round
 from server.door import Door, enrol

@@ -8,7 +8,8 @@ writes how far it has come. The study's folder is what goes on; a Flower run is 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -195,12 +196,16 @@ class StudyFolder:
         return cls(config, found[0])
 
 
-def create(config: ServerConfig, study: Study) -> StudyFolder:
+def create(
+    config: ServerConfig, study: Study, prepare: Callable[[Path], None] | None = None
+) -> StudyFolder:
     """Return the folder of a study; it is made when the coordinator sees the study first.
 
     Args:
         config: The coordinator.
         study: From ``Study.load``. Another study with the same digest is the same study.
+        prepare: Called with the folder before it counts as a study, whose rounds the daemon
+            would begin; when it fails, no folder stays.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -212,6 +217,7 @@ def create(config: ServerConfig, study: Study) -> StudyFolder:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not file.exists():
             # Before the study file: a folder without one counts as none.
+            _prepare(folder, prepare)
             first = Progress(rounds=study.rounds, at=_now())
             write_json(folder / "control.json", asdict(Control()), mode=0o600)
             write_json(folder / "progress.json", asdict(first), mode=0o600)
@@ -222,6 +228,15 @@ def create(config: ServerConfig, study: Study) -> StudyFolder:
             remedy="Free space, or run the command as the coordinator's own user.",
         ) from error
     return StudyFolder(config, study_id)
+
+
+def _prepare(folder: Path, prepare: Callable[[Path], None] | None) -> None:
+    if prepare is not None:
+        try:
+            prepare(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def study_ids(config: ServerConfig) -> list[str]:

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from common import metrics
+from common.layout import SHARED, Layout
 from common.messages import (
     Counted,
     Declaration,
@@ -21,7 +22,6 @@ from common.messages import (
 )
 from common.packed_arrays import PackedArrays
 from common.study import Study
-from common.weights import SHARED, Layout
 from common.wire_arrays import WireArrays, npy_header
 from server.checkpoint import StoredArrays, save_model
 from server.rounds import begin_study, run_study

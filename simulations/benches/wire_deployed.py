@@ -57,7 +57,7 @@ def _measured(folder: Path, study: Study) -> dict[str, Any]:
     made = phantom_hospitals(folder / "hospitals", sites=3, patients=40)
     with running(folder, study, made) as (deployed, study_id):
         records = finished(deployed, study_id)
-        log = deployed.coordinator / "logs" / "access.log"
+        log = deployed.coordinator / "logs" / "front.log"
     return {
         "wire": _passed(log),
         "content": sum(_content(records, way) for way in ("down", "up")),

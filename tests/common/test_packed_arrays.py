@@ -16,6 +16,7 @@ from common.packed_arrays import PACK_BYTES, PackedArrays
 
 DTYPES = ["bool", "uint8", "int8", "int32", "int64", "float16", "float32", "float64"]
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+names = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=8)
 
 
 def filled(dtype: str, shape: tuple[int, ...]) -> Any:
@@ -35,7 +36,7 @@ def content_of(header: Any, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-@given(st.dictionaries(st.text(max_size=8), st.tuples(st.sampled_from(DTYPES), shapes), max_size=6))
+@given(st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes), max_size=6))
 def test_what_is_packed_reads_back(forms: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     """Names, order, dtypes, shapes and values come out as they went in, aligned and read-only."""
     arrays = {name: filled(*form) for name, form in forms.items()}
@@ -59,8 +60,66 @@ def test_a_pack_is_a_safetensors_file() -> None:
     assert all(np.array_equal(found[name], value) for name, value in arrays.items())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_large_array_goes_in_pieces(dtype: str) -> None:
+    """No pack is above 5 MiB, where Flower cuts; what comes out is what went in, in its order."""
+    third = PACK_BYTES // np.dtype(dtype).itemsize + 1
+    large = (np.arange(3 * third) % 1000).astype(dtype).reshape(3, third)
+    arrays = {"a": filled("int64", (5,)), "large": large, "b": filled("bool", (3,))}
+    record = PackedArrays.of(arrays).record
+    assert max(len(pack.data) for pack in record.values()) < 5 * 1024 * 1024
+    found = PackedArrays(record)
+    assert list(found) == list(arrays)
+    for name, value in arrays.items():
+        assert found[name].dtype == value.dtype
+        assert np.array_equal(found[name], value)
+        assert not found[name].flags.writeable
+
+
+def pieces(*forms: tuple[str, str, int], **shapes: Any) -> ArrayRecord:
+    """Return a pack of flat arrays, zeros, with shapes stated in its header."""
+    header: dict[str, Any] = {"__metadata__": {k: json.dumps(v) for k, v in shapes.items()}}
+    end = 0
+    for name, dtype, count in forms:
+        begin, end = end, end + count * {"F32": 4, "I32": 4}[dtype]
+        header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [begin, end]}
+    return pack_of(content_of(header, bytes(end)))
+
+
+def test_pieces_that_do_not_fit_are_refused() -> None:
+    """A missing, foreign or second piece, a shape of another size, or none, is a ValueError."""
+    two = (("a\n0", "F32", 4), ("a\n1", "F32", 2))
+    assert PackedArrays(pieces(*two, a=[2, 3]))["a"].shape == (2, 3)
+    bad = [
+        pieces(*two),
+        pieces(*two, a=[2, 4]),
+        pieces(*two, a=[-2, -3]),
+        pieces(*two, a=[2, 3.0]),
+        pieces(*two, a="6"),
+        pieces(*two, a=[6] + [1] * 40),
+        pieces(*two, a=[6], b=[0]),
+        pieces(*two, ("a\n3", "F32", 0), a=[6]),
+        pieces(*two, ("a\n01", "F32", 0), a=[6]),
+        pieces(*two, ("b\n1", "F32", 1), a=[6]),
+        pieces(*two, ("a", "F32", 6), a=[6]),
+        pieces(("a\n0", "F32", 4), ("a\n1", "I32", 2), a=[6]),
+    ]
+    for record in bad:
+        with pytest.raises(ValueError):  # noqa: PT011 - JSON's own error is one
+            PackedArrays(record)
+    one = pieces(*two, a=[6])["0"]
+    with pytest.raises(ValueError, match="twice"):
+        PackedArrays(ArrayRecord({"0": one, "1": one}))
+
+
+def test_a_name_with_a_line_feed_is_not_packed() -> None:
+    """Nobody could tell it from a piece."""
+    with pytest.raises(ValueError, match="line feed"):
+        PackedArrays.of({"a\n0": filled("float32", (2,))})
+
+
 def test_small_arrays_share_a_pack_and_large_ones_do_not() -> None:
-    """A thousand small arrays are one piece to Flower; one that fills a pack stands alone."""
+    """A thousand small arrays are one piece to Flower; one that fills a pack goes by itself."""
     small = {f"layer.{number}": filled("float32", (10,)) for number in range(1000)}
     assert len(PackedArrays.of(small).record) == 1
     large = {"big": np.zeros(PACK_BYTES // 4 + 1, np.float32)}

@@ -9,9 +9,10 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.arrays import Array, digest
+from common.layout import SHARED, STATISTICS, Layout, head_group
 from common.models import FederatedModel, build_model
 from common.study import Study
-from common.weights import SHARED, STATISTICS, Layout, head_group, layout_of, put, take
+from common.weights import layout_of, put, take
 
 TASKS = {
     "ct": {"modality": "CT", "classes": ["healthy", "gaucher"]},

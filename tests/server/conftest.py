@@ -16,6 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common import metrics
 from common.arrays import Array, Arrays, digest
+from common.layout import Layout
 from common.messages import (
     Counted,
     Declaration,
@@ -28,7 +29,6 @@ from common.messages import (
 )
 from common.seals import Sealer
 from common.study import Study
-from common.weights import Layout
 from server.history import RoundRecord
 from server.rounds import Outcome, begin_study, run_study
 from server.timing import AT_ONCE, Timing

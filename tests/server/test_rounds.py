@@ -11,11 +11,12 @@ from safetensors import safe_open
 
 from common.arrays import Array, digest
 from common.errors import QuorumError, TaskWithoutSiteError
+from common.layout import Layout
 from common.messages import Order, Reply
 from common.models import build_model
 from common.packed_arrays import PackedArrays
 from common.study import Study
-from common.weights import Layout, layout_of, take
+from common.weights import layout_of, take
 from server.checkpoint import MODEL, NOTES, StoredArrays
 from server.history import HISTORY, RoundRecord
 from server.rounds import Outcome, begin_study, run_study, sample

@@ -170,7 +170,7 @@ def test_words_of_a_site_do_not_spoil_the_history(
     """Whatever names its arrays bear, the refusals can be read again, and the study goes on."""
 
     def odd(reply: Reply, order: Order) -> Reply:
-        arrays = {**reply.groups["shared"], "line\u2028end\x85\x1c\r\n": np.zeros(1, np.float32)}
+        arrays = {**reply.groups["shared"], "line\u2028end\x85\x1c\r": np.zeros(1, np.float32)}
         return reply._replace(groups={**order.groups, "shared": arrays})
 
     sites["c"].spoil = odd

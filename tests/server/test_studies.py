@@ -81,6 +81,25 @@ def test_a_study_has_one_folder(config: ServerConfig, folder: StudyFolder) -> No
     assert other.progress() == studies.Progress(rounds=3, at=other.progress().at)
 
 
+def test_a_study_counts_once_it_is_prepared(tmp_path: Path) -> None:
+    """What is prepared is there before the daemon can see the study; where it fails, no folder."""
+    config = init_folder(tmp_path / "coordinator", "trial", "127.0.0.1:21001")
+    study = study_of(tmp_path)
+    seen = []
+
+    def fail(path: Path) -> None:
+        path.joinpath("part").touch()
+        seen.append(studies.study_ids(config))
+        raise StudyError("no")
+
+    with pytest.raises(StudyError, match="no"):
+        create(config, study, prepare=fail)
+    assert seen == [[]]
+    assert not list(config.studies.iterdir())
+    found = create(config, study, prepare=lambda path: path.joinpath("done").touch())
+    assert (found.path / "done").exists()
+
+
 def test_progress_comes_back_as_written(folder: StudyFolder) -> None:
     """What is written of the progress is read again, with the time; another state keeps it."""
     for state in STATES:

@@ -17,9 +17,10 @@ from client.optim import make_optimizer
 from client.preprocess import normalise
 from client.site import Site
 from common.errors import FederationError, MissingFolderError, QuorumError, TaskWithoutSiteError
+from common.layout import Layout
 from common.seeds import stream
 from common.study import Study
-from common.weights import Layout, layout_of, take
+from common.weights import layout_of, take
 from server.initial_weights import initial_model
 from simulations.federation import Played, find_hospitals, play
 from simulations.summary import summarise

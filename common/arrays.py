@@ -1,7 +1,8 @@
 """Named arrays: what travels between the parties, and its digest."""
 
 import hashlib
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,34 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 """Arrays by the names that the network's state, or a metric state, gives them."""
+
+
+class ArraysInPieces(Mapping[str, Array]):
+    """Arrays of which a large one came in pieces; asked for as a whole, it is copied."""
+
+    @abstractmethod
+    def form(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Return an array's dtype and shape."""
+
+    @abstractmethod
+    def pieces(self, name: str) -> Iterator[Array]:
+        """Yield an array's numbers in their order: flat arrays, without a copy."""
+
+
+def form_of(arrays: Arrays, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return the dtype and shape of one of the arrays."""
+    if isinstance(arrays, ArraysInPieces):
+        return arrays.form(name)
+    value = arrays[name]
+    return value.dtype, value.shape
+
+
+def pieces_of(arrays: Arrays, name: str) -> Iterator[Array]:
+    """Yield the numbers of one of the arrays in their order, flat and where they lie."""
+    if isinstance(arrays, ArraysInPieces):
+        yield from arrays.pieces(name)
+    else:
+        yield np.asarray(arrays[name], order="C").reshape(-1)
 
 
 def digest(arrays: Arrays) -> str:

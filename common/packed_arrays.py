@@ -21,7 +21,7 @@ from flwr.app import Array, ArrayRecord
 
 from common import safetensors_form
 from common.arrays import Array as Values
-from common.arrays import Arrays
+from common.arrays import Arrays, ArraysInPieces
 from common.safetensors_form import Tensor
 from common.wire_arrays import WireArrays, npy_header
 
@@ -44,7 +44,7 @@ class _Found(NamedTuple):
     """One, or the pieces in their order."""
 
 
-class PackedArrays(Mapping[str, Values]):
+class PackedArrays(ArraysInPieces):
     """Arrays of a record, read-only.
 
     They are views of the bytes that came, without a copy; only one that came in pieces is joined,
@@ -93,19 +93,23 @@ class PackedArrays(Mapping[str, Values]):
 
     def __getitem__(self, name: str) -> Values:
         """Return one array; KeyError where there is none of that name."""
-        found = self._found[name]
-        views = [self._view(place) for place in found.pieces]
+        views = list(self.pieces(name))
         value = views[0] if len(views) == 1 else np.concatenate(views)
         value.flags.writeable = False
-        return value.reshape(found.shape)
+        return value.reshape(self._found[name].shape)
 
-    def _view(self, place: _Place) -> Values:
-        tensor = place.tensor
-        count = (tensor.end - tensor.begin) // np.dtype(tensor.dtype).itemsize
-        data = self.record[place.pack].data
-        offset = place.offset + tensor.begin
-        values: Values = np.frombuffer(data, tensor.dtype, count, offset)
-        return values
+    def form(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Return an array's dtype and shape."""
+        found = self._found[name]
+        return np.dtype(found.pieces[0].tensor.dtype), found.shape
+
+    def pieces(self, name: str) -> Iterator[Values]:
+        """Yield an array's numbers in their order: flat arrays, without a copy."""
+        for place in self._found[name].pieces:
+            tensor = place.tensor
+            count = (tensor.end - tensor.begin) // np.dtype(tensor.dtype).itemsize
+            data = self.record[place.pack].data
+            yield np.frombuffer(data, tensor.dtype, count, place.offset + tensor.begin)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)

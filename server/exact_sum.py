@@ -7,7 +7,7 @@ must hold and take 6 bytes a number, where int64 would take 8.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,20 +52,24 @@ class ExactSum:
         self._high = np.zeros(current.size, np.int32)
         self._low = np.zeros(current.size, np.uint16)
 
-    def add(self, change: NDArray[np.generic], share: float) -> None:
+    def add(self, change: Iterable[NDArray[np.generic]], share: float) -> None:
         """Add ``share`` times ``change``.
 
         Args:
-            change: Same shape as the array, no magnitude above ``largest_change``.
+            change: Flat pieces that make up the array in its order (``pieces_of``); no magnitude
+                above ``largest_change``.
             share: In (0, 1]; the shares of all terms add up to at most 1.
         """
-        flat = np.ascontiguousarray(change).reshape(-1)
-        scale = share / self._step
-        for part in _chunks(flat.size):
-            term = np.rint(flat[part].astype(np.float64) * scale).astype(np.int64)
-            term += (self._high[part].astype(np.int64) << 16) + self._low[part]
-            self._high[part] = term >> 16
-            self._low[part] = term & 0xFFFF
+        scale, begin = share / self._step, 0
+        for piece in change:
+            high = self._high[begin : begin + piece.size]
+            low = self._low[begin : begin + piece.size]
+            for part in _chunks(piece.size):
+                term = np.rint(piece[part].astype(np.float64) * scale).astype(np.int64)
+                term += (high[part].astype(np.int64) << 16) + low[part]
+                high[part] = term >> 16
+                low[part] = term & 0xFFFF
+            begin += piece.size
 
     def applied_to(self, current: NDArray[np.generic], total_share: float) -> Floats:
         """Return ``current`` plus the sum divided by ``total_share``, as float32."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from common import metrics
-from common.arrays import Array, Arrays
+from common.arrays import Array, Arrays, form_of, pieces_of
 from common.errors import ReplyError
 from common.messages import Counted, Order, Reply
 from common.metrics import MetricState
@@ -74,21 +74,15 @@ def _group_faults(reply: Reply, order: Order) -> Iterator[str]:
 def _array_faults(group: str, change: Arrays, current: Arrays, dtype: str) -> Iterator[str]:
     for name in current:
         shape, limit = _asked(current[name])
-        try:
-            value = change[name]
-        except (ValueError, TypeError, EOFError) as error:
-            yield f"{group}: {name} cannot be decoded ({type(error).__name__})"
+        was = form_of(change, name)
+        if was != (np.dtype(dtype), shape):
+            yield f"{group}: {name} is {was[0]}{was[1]}, not {dtype}{shape}"
             continue
-        if value.dtype != np.dtype(dtype) or value.shape != shape:
-            was, should = f"{value.dtype}{value.shape}", f"{dtype}{shape}"
-            yield f"{group}: {name} is {was}, not {should}"
-            continue
-        largest = magnitude(value)
-        if not math.isfinite(largest):
+        magnitudes = [magnitude(piece) for piece in pieces_of(change, name)]
+        if not all(math.isfinite(found) for found in magnitudes):
             yield f"{group}: {name} has values that are not finite"
-        elif largest > limit:
+        elif max(magnitudes, default=0.0) > limit:
             yield f"{group}: {name} changed by more than {limit:g}"
-        del value  # or a large one would still be there while the next is looked at
 
 
 def _asked(current: Array) -> tuple[tuple[int, ...], float]:

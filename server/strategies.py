@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import (
 from flwr.serverapp.strategy.fedopt import FedOpt
 
 from common.arrays import Array as Values
-from common.arrays import Arrays
+from common.arrays import Arrays, pieces_of
 from common.layout import STATISTICS
 from common.study import Federation
 from server.exact_sum import ExactSum
@@ -80,7 +80,7 @@ class FoldingAverage:
         """Fold one reply in; nothing of it is kept but its weight."""
         del site  # a sum does not ask who
         for name, total in self._sums.items():
-            total.add(change[name], weight / self._capacity)
+            total.add(pieces_of(change, name), weight / self._capacity)
         self._weights.append(weight)
 
     def finish(self) -> dict[str, Values]:

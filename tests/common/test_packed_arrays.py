@@ -74,6 +74,10 @@ def test_a_large_array_goes_in_pieces(dtype: str) -> None:
         assert found[name].dtype == value.dtype
         assert np.array_equal(found[name], value)
         assert not found[name].flags.writeable
+        assert found.form(name) == (value.dtype, value.shape)
+        parts, again = list(found.pieces(name)), found.pieces(name)
+        assert np.array_equal(np.concatenate(parts), value.reshape(-1))
+        assert all(np.shares_memory(one, two) for one, two in zip(parts, again, strict=True))
 
 
 def pieces(*forms: tuple[str, str, int], **shapes: Any) -> ArrayRecord:

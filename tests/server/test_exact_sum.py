@@ -17,7 +17,7 @@ def combined(current: Floats, changes: list[Floats], weights: list[float]) -> Fl
     """Sum the changes in their order, as shares of all weights, and apply them."""
     total, capacity, received = ExactSum(current), math.fsum(weights), 0.0
     for change, weight in zip(changes, weights, strict=True):
-        total.add(change, weight / capacity)
+        total.add([change.reshape(-1)], weight / capacity)
         received += weight / capacity
     return total.applied_to(current, received)
 
@@ -53,7 +53,7 @@ def test_the_order_of_arrival_changes_no_bit(
     for permutation in (list(range(sites)), order):
         total = ExactSum(current)
         for site in permutation:
-            total.add(changes[site], weights[site] / capacity)
+            total.add([changes[site].reshape(-1)], weights[site] / capacity)
         results.append(total.applied_to(current, 1.0).tobytes())
     assert results[0] == results[1]
 
@@ -105,8 +105,8 @@ def test_missing_sites_leave_the_mean_of_the_others() -> None:
     """Shares are of all that were asked; the sum is divided by those that answered."""
     current, changes, _ = random_case(2, 2, -1.0)
     total = ExactSum(current)
-    total.add(changes[0], 0.25)
-    total.add(changes[1], 0.25)
+    total.add([changes[0].reshape(-1)], 0.25)
+    total.add([changes[1].reshape(-1)], 0.25)
     found = total.applied_to(current, 0.5)
     np.testing.assert_allclose(found, current + (changes[0] + changes[1]) / 2, rtol=1e-6)
 

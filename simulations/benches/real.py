@@ -9,6 +9,7 @@ sites alone, for each task. All three are judged on the same test patients.
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,32 +54,45 @@ def main(
     """Measure, print, and end with 1 if a task is below the limit."""
     folders = find_datasets(data, task)
     chosen = dict(item.split("=", 1) for item in positive or ())
-    study = Study.parse(
+    study = study_of(folders, weights, chosen, rounds=rounds, seed=seed, image_size=image_size)
+    with tempfile.TemporaryDirectory() as name:
+        made = dealt(folders, Path(name) / "hospitals", skew=skew, seed=seed)
+        summary = run_simulation(
+            study, made, Path(name) / "run", with_yardsticks=True, console=Console(stderr=True)
+        )
+    for table in tables(summary):
+        Console().print(table)
+    raise typer.Exit(judged(summary).tell())
+
+
+def study_of(
+    folders: list[Path],
+    weights: Path,
+    positive: Mapping[str, str],
+    *,
+    rounds: int,
+    seed: int = 0,
+    image_size: int = 96,
+) -> Study:
+    """Return the study of all data sets; ``positive`` names classes by folder."""
+    return Study.parse(
         {
             **STUDY,
             "rounds": rounds,
             "seed": seed,
             "backbone": {**STUDY["backbone"], "image_size": image_size, "weights": str(weights)},
-            "tasks": {slug(f.name): task_of(f, chosen.get(f.name)) for f in folders},
+            "tasks": {slug(f.name): task_of(f, positive.get(f.name)) for f in folders},
         }
     )
-    err = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as name:
-        made = []
-        for number, folder in enumerate(folders):
-            made += hospitals.deal(
-                folder,
-                Path(name) / "hospitals",
-                sites=2,
-                task=slug(folder.name),
-                skew=skew,
-                seed=seed,
-                first=2 * number + 1,
-            )
-        summary = run_simulation(study, made, Path(name) / "run", with_yardsticks=True, console=err)
-    for table in tables(summary):
-        Console().print(table)
-    raise typer.Exit(judged(summary).tell())
+
+
+def dealt(folders: list[Path], out: Path, *, skew: str = "iid", seed: int = 0) -> list[Path]:
+    """Deal each data set to two hospitals below ``out``, and return them all."""
+    made = []
+    for number, folder in enumerate(folders):
+        task, first = slug(folder.name), 2 * number + 1
+        made += hospitals.deal(folder, out, sites=2, task=task, skew=skew, seed=seed, first=first)
+    return made
 
 
 def find_datasets(data: Path, names: list[str] | None) -> list[Path]:

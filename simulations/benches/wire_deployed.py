@@ -1,8 +1,8 @@
 """Bytes on the wire of a deployed federation against the arrays that travel.
 
 What passes the front, as it counts requests and responses itself, is held against the content of
-orders and replies. The same study with ``update_dtype = "float16"`` halves what the sites send;
-its AUROC must not move.
+orders and replies. The same study with ``update_dtype = "float16"`` halves what the sites send.
+What that costs in accuracy measures ``half``, on images that a network can learn something from.
 """
 
 import re
@@ -19,7 +19,6 @@ from simulations.benches.result import Result
 from simulations.benches.studies import phantom_hospitals, phantom_study
 
 LIMIT = 1.05
-AUROC_LIMIT = 0.005
 HALF_LIMIT = 0.52
 
 
@@ -40,15 +39,14 @@ def main(
             found[dtype] = _measured(Path(name) / dtype, study)
     full, half = found["float32"], found["float16"]
     ratio = full["wire"] / full["content"]
-    moved = max(abs(full["auroc"][task] - half["auroc"][task]) for task in full["auroc"])
     result = Result(
         name="wire_deployed",
         figure=full["wire"],
         against={"what": "arrays that travel", "figure": full["content"], "unit": "bytes"},
         ratio=ratio,
         limit=LIMIT,
-        holds=ratio <= LIMIT and half["up"] / full["up"] <= HALF_LIMIT and moved <= AUROC_LIMIT,
-        details={"found": found, "up_half": half["up"] / full["up"], "auroc_moved": moved},
+        holds=ratio <= LIMIT and half["up"] / full["up"] <= HALF_LIMIT,
+        details={"found": found, "up_half": half["up"] / full["up"]},
     )
     raise typer.Exit(result.tell())
 
@@ -62,9 +60,6 @@ def _measured(folder: Path, study: Study) -> dict[str, Any]:
         "wire": _passed(log),
         "content": sum(_content(records, way) for way in ("down", "up")),
         "up": _content(records, "up"),
-        "auroc": {
-            task: splits["test"]["pooled"]["auroc"] for task, splits in records[-1].tasks.items()
-        },
     }
 
 

@@ -1,0 +1,64 @@
+"""Real images with ``update_dtype = "float16"``: does a change at half the bits cost accuracy?
+
+The study of ``real``, federated twice, on the same hospitals and seed. How many bytes the halves
+save on the wire measures ``wire_deployed``.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from common.study import Study
+from server.history import load
+from simulations.benches.real import SHARED, dealt, find_datasets, study_of
+from simulations.benches.result import Result
+from simulations.run import run_simulation
+
+LIMIT = 0.005
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of data sets.")] = SHARED / "data",
+    weights: Annotated[Path, typer.Option(help="Weights of mobilenetv2_100.")] = SHARED
+    / "weights"
+    / "mobilenetv2_100_tfslim.timm.safetensors",
+    task: Annotated[list[str] | None, typer.Option(help="Folders to use; repeatable.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of deal and study.")] = 0,
+) -> None:
+    """Measure, print, and end with 1 if a task's AUROC moved by more than the limit."""
+    folders = find_datasets(data, task)
+    study = study_of(folders, weights, {}, rounds=rounds, seed=seed)
+    with tempfile.TemporaryDirectory() as name:
+        made = dealt(folders, Path(name) / "hospitals", seed=seed)
+        found = {
+            dtype: _auroc(study, made, Path(name) / dtype, dtype)
+            for dtype in ("float32", "float16")
+        }
+    full, half = found["float32"], found["float16"]
+    moved = {task: half[task] - full[task] for task in full}
+    worst = max(moved, key=lambda task: abs(moved[task]))
+    result = Result(
+        name="half",
+        figure=abs(moved[worst]),
+        against={"what": f"float32, {worst}", "figure": full[worst], "unit": "AUROC"},
+        ratio=half[worst] / full[worst],
+        limit=LIMIT,
+        holds=abs(moved[worst]) <= LIMIT,
+        details={"auroc": found, "moved": moved},
+    )
+    raise typer.Exit(result.tell())
+
+
+def _auroc(study: Study, made: list[Path], out: Path, dtype: str) -> dict[str, Any]:
+    federation = study.federation.model_copy(update={"update_dtype": dtype})
+    study = study.model_copy(update={"federation": federation})
+    run_simulation(study, made, out, with_yardsticks=False, console=Console(stderr=True))
+    return {task: splits["test"]["pooled"]["auroc"] for task, splits in load(out)[-1].tasks.items()}
+
+
+if __name__ == "__main__":
+    typer.run(main)

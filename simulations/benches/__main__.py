@@ -16,6 +16,7 @@ BENCHES = (
     "overhead",
     "demo",
     "real",
+    "half",
     "exchange",
     "federation",
     "wire_deployed",

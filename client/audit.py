@@ -1,21 +1,55 @@
 """The site's audit log: what was asked of the vault, by whom it was sealed, and what went out.
 
+Each order with its reply is one line: study, round, kind and digest of the order; what was decided,
+and the code if it is a reason; of each array group that went its digest and bytes; which metrics
+went and which were suppressed; what the training cost, and the hash of its entry in the ledger.
+
 Whoever speaks to the vault can make it write a line, so lines that cost the writer nothing are
 bounded: so many a minute, and one that counts the rest.
 """
 
+import math
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from common.chained_log import ChainedLog
+from client.ledger import LEDGER_FILE
+from common.arrays import digest, size_in_bytes
+from common.chained_log import FIRST, ChainedLog
+from common.errors import ChainError, EgressError
+
+if TYPE_CHECKING:
+    from common.messages import Reply
 
 AUDIT_FILE = "audit.jsonl"
 FREE_LINES = 30
 """Lines a minute of what anybody can cause who reaches the socket."""
 _WINDOW_SECONDS = 60.0
 _TEXT = 120
+
+Decision = Literal["sent", "repeated", "refused", "stopped"]
+"""``stopped`` is a reply that the site itself held back; a code went in its place."""
+EVENTS: Mapping[Decision, str] = {
+    "sent": "answered",
+    "repeated": "repeated",
+    "refused": "refused",
+    "stopped": "refused",
+}
+"""The event of the line that a decision is written in."""
+
+
+class Verified(NamedTuple):
+    """What was found of two logs that are whole and agree."""
+
+    lines: int
+    head: str
+    """Hash of the audit log's last line; who keeps it can tell whether lines are cut off later."""
+    trainings: int
+    """Entries of the ledger that lines of the audit log name."""
+    ledger_lines: int
+    ledger_head: str
 
 
 class Audit:
@@ -65,6 +99,56 @@ class Audit:
             short = {k: v[:_TEXT] if isinstance(v, str) else v for k, v in values.items()}
             self._log.append({"event": event, **short})
 
+    def note_exchange(
+        self,
+        decision: Decision,
+        *,
+        study: str,
+        number: int,
+        kind: str,
+        order: str,
+        code: str = "",
+        size: int = 0,
+        ledger: str | None = None,
+        epsilon: float | None = None,
+        carried: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the line of an order and its reply.
+
+        It is always written, unless the order cost nothing: one that was refused or answered
+        with a kept reply, without a training.
+
+        Args:
+            decision: What became of the order.
+            study: Digest of the study.
+            number: The round.
+            kind: ``check``, ``train`` or ``evaluate``; empty for what is no order.
+            order: Digest of the order as it was sealed; empty where there is no good seal.
+            code: The reason, where a code went.
+            size: Bytes of the reply as a file.
+            ledger: Hash of the entry of this training in the ledger; None without a training.
+            epsilon: What the site has spent since; None without privacy, as infinity is.
+            carried: What ``describe_reply`` says of the reply.
+
+        Raises:
+            ChainError: The log is damaged.
+            OSError: It cannot be written.
+        """
+        costs = decision in {"sent", "stopped"} or ledger is not None
+        (self.note if costs else self.note_free)(
+            EVENTS[decision],
+            decision=decision,
+            study=study,
+            round=number,
+            kind=kind,
+            order=order,
+            code=code,
+            bytes=size,
+            ledger=ledger,
+            epsilon=epsilon if epsilon is not None and math.isfinite(epsilon) else None,
+            **(carried or {}),
+        )
+
     def settle(self, *, now: bool = False) -> None:
         """Write the line that counts the rest, when its minute is over or ``now``.
 
@@ -81,3 +165,90 @@ class Audit:
         if self._left_out:
             self._log.append({"event": "left_out", "lines": self._left_out})
         self._began, self._written, self._left_out = time.monotonic(), 0, 0
+
+
+def decision_on(reply: "Reply") -> Decision:
+    """Return what became of an order that was answered with ``reply``."""
+    if not reply.refusal:
+        return "sent"
+    return "stopped" if reply.refusal == EgressError.code else "refused"
+
+
+def describe_reply(
+    reply: "Reply", measured: Iterable[tuple[str, str]] = ()
+) -> dict[str, dict[str, dict[str, Any]] | list[str] | bool]:
+    """Return what a reply carries away, as JSON values.
+
+    Args:
+        reply: What leaves.
+        measured: Tasks and splits that the site measured for it.
+
+    Returns:
+        ``groups`` (digest and bytes of each), ``metrics`` and ``suppressed`` (as ``TASK/SPLIT``),
+        and whether a ``declaration`` is among it.
+    """
+    sent = {"/".join(key) for key in reply.metrics}
+    known = set() if reply.refusal else {"/".join(key) for key in measured}
+    return {
+        "groups": {
+            group: {"digest": digest(arrays), "bytes": size_in_bytes(arrays)}
+            for group, arrays in sorted(reply.groups.items())
+        },
+        "metrics": sorted(sent),
+        "suppressed": sorted(known - sent),
+        "declaration": reply.declaration is not None,
+    }
+
+
+def verify(state: Path) -> Verified:
+    """Check the audit log and the ledger from end to end, and that they tell the same trainings.
+
+    A line that follows a training names its entry in the ledger, of the same study, round and
+    order; lines of an older release name none, and an entry of the same three must be there. An
+    entry without a line is no fault: its training may have been killed.
+
+    Args:
+        state: The site's state folder.
+
+    Raises:
+        ChainError: A log is damaged, or lines of the audit log follow trainings that the ledger
+            does not have; all of them are listed.
+        OSError: A log cannot be read.
+    """
+    lines = ChainedLog(state / AUDIT_FILE).entries()  # first: the vault may be at work meanwhile
+    entries = ChainedLog(state / LEDGER_FILE).entries()
+    trainings = {e["hash"]: _training_of(e) for e in entries if e.get("event") == "training"}
+    named, faults = set(), []
+    for number, line in enumerate(lines, start=1):
+        if not _follows_training(line):
+            continue
+        link = line["ledger"] if "ledger" in line else _older_link(line, trainings)
+        if link in trainings and trainings[link] == _training_of(line):
+            named.add(link)
+        else:
+            faults.append(f"line {number}: round {line.get('round')} of {line.get('study')}")
+    if faults:
+        raise ChainError(
+            f"{state / AUDIT_FILE} follows trainings that are not in {LEDGER_FILE}:\n"
+            + "\n".join(f"  - {fault}" for fault in faults),
+            remedy="Keep both files, find out who changed one of them, and restore a backup.",
+        )
+    return Verified(len(lines), _head(lines), len(named), len(entries), _head(entries))
+
+
+def _follows_training(line: Mapping[str, Any]) -> bool:
+    answered = line.get("event") == EVENTS["sent"] and line.get("kind") == "train"
+    return answered or line.get("ledger") is not None
+
+
+def _older_link(line: Mapping[str, Any], trainings: Mapping[str, Any]) -> str | None:
+    same = (link for link, training in trainings.items() if training == _training_of(line))
+    return next(same, None)
+
+
+def _training_of(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(line.get(key) for key in ("study", "round", "order"))
+
+
+def _head(entries: list[dict[str, Any]]) -> str:
+    return str(entries[-1]["hash"]) if entries else FIRST

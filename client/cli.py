@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client import cli_daemon, cli_studies
+from client import cli_audit, cli_daemon, cli_privacy, cli_studies
 from client.cli_daemon import AsJson, Site, folder_of
 from client.cli_studies import Yes, confirmed
 from common import command_line
@@ -204,6 +204,8 @@ def leave(site: Site, yes: Yes = False, as_json: AsJson = False) -> None:
 
 cli_studies.register(app)
 cli_daemon.register(app)
+cli_privacy.register(app)
+cli_audit.register(app)
 
 
 def _check_owner(state: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,22 @@ class Limits(_Section):
     rounds that had to be redone."""
     max_order_mb: Annotated[int, Field(ge=1, le=1024 * 1024)] = 4096
     """The largest order that the vault takes, in megabytes (10^6 bytes)."""
+    require_privacy: bool = False
+    """Train only for studies with differential privacy."""
+    max_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """What all studies together may ever cost one patient, in epsilon at the site's delta."""
+    study_epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """What one study may cost one patient, where the study itself allows more."""
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The delta of every epsilon here, where a study allows more; left out, 1 / patients^1.1."""
+    minimum_patients: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Patients that must stand behind each figure that leaves; others are suppressed."""
+    histogram_patients: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Patients that each non-empty bin of a histogram must hold; bins are merged until they do."""
+    max_reply_mb: Annotated[int, Field(ge=1, le=1024 * 1024)] = 4096
+    """The most that one reply may carry away, in megabytes (10^6 bytes)."""
+    patients: Literal["exact", "rounded"] = "exact"
+    """How the site states its numbers of patients and images: as they are, or rounded to fives."""
 
 
 class SiteConfig(_Section):

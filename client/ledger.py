@@ -1,21 +1,50 @@
 """The site's ledger: every training stands in it before it begins, for ever.
 
-This is the thin form, which counts trainings; what each costs in privacy comes with the privacy
-issue. Lines are chained (``common/chained_log.py``) and outlive rounds, restarts and studies.
+A line says what a training costs the privacy of whom: noise, share drawn, steps, and the cohort of
+patients (``client/cohorts.py``). It is written and synced before any noise is drawn, so that a kill
+can lose work and never budget; what was spent is composed from the lines each time. Lines are
+chained (``common/chained_log.py``) and outlive rounds, restarts and studies.
 """
 
-from collections.abc import Mapping
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from client.accounting import Mechanism, default_delta
+from client.cohorts import among, largest_fit, load_cohort, save_cohort, worst_epsilon
+from client.config import Limits
+from client.ledger_entries import (
+    Entered,
+    Left,
+    Spending,
+    Training,
+    parts_of,
+    privacy_of,
+    training_of,
+)
+from client.plan import Plan
 from common.chained_log import ChainedLog
-from common.errors import BudgetError
+from common.errors import BudgetError, ChainError, DataError, ServiceError
 from common.study import Study
 
 LEDGER_FILE = "ledger.jsonl"
+LOCK_FILE = "ledger.lock"
+LOCK_SECONDS = 20.0
+"""How long a process waits for another that is entering a training: it composes meanwhile."""
+SLACK = 1e-3
+"""By how much of itself a study's epsilon may be exceeded. The noise was calibrated so that exactly
+the planned rounds fit; they must fit still when a new version of a library changes the last digits.
+The accountant's figure lies 0.5 % above the exact one, so the promise is kept all the same."""
+_MOST_ROUNDS = 100_000
 
 
 class Ledger:
-    """The ledger in a site's state folder.
+    """The ledger in a site's state folder; several processes may use it.
 
     Args:
         state: The site's state folder.
@@ -26,6 +55,7 @@ class Ledger:
     """
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._log = ChainedLog(state / LEDGER_FILE)
         self._log.repair()  # a line torn by a crash: its training never began
         self._log.entries()
@@ -36,54 +66,260 @@ class Ledger:
         Raises:
             ChainError: The ledger is damaged.
         """
-        return {
-            entry["order"]
-            for entry in self._log.entries()
-            if entry.get("event") == "training" and entry["study"] == study_digest
-        }
+        return {found.order for found in self._entered() if found.study == study_digest}
 
     def enter(
         self,
         study: Study,
         number: int,
         order_digest: str,
-        patients: Mapping[str, int],
+        patients: Mapping[str, AbstractSet[str]],
         *,
-        extra_rounds: int,
-    ) -> None:
-        """Enter a training that is about to begin, if the hospital's limit leaves room for it.
+        limits: Limits,
+        plan: Plan | None,
+    ) -> Entered:
+        """Enter a training that is about to begin, if the hospital's limits leave room for it.
 
-        The very same order, trained again after a crash, gets a line of its own and counts once:
-        it computes the same numbers from the same patients.
+        The very same order, trained again after a crash, gets a line of its own. Among the
+        number of trainings it counts once; it draws new noise, so its epsilon counts each time.
 
         Args:
             study: The study.
             number: The round.
             order_digest: SHA-256 of the order as it was sealed.
-            patients: Training patients by task.
-            extra_rounds: Trainings beyond the study's own rounds that the hospital allows.
+            patients: Keyed hashes of the training patients by task.
+            limits: What the hospital insists on.
+            plan: How the training is made private; None without privacy.
 
         Raises:
-            BudgetError: The study has had all of its trainings at this site.
-            ChainError: The ledger is damaged.
-            OSError: It cannot be written.
+            BudgetError: The study has had all of its trainings at this site, or a patient would
+                spend more than the study or the hospital allows. Nothing is written then.
+            ChainError: The ledger, or a cohort that it names, is damaged.
+            DataError: It cannot be used: the disk is full or read-only.
+            ServiceError: Another process did not let go of the ledger in time.
         """
-        digest = study.digest()
-        done, allowed = self.trainings(digest), study.rounds + extra_rounds
-        if order_digest not in done and len(done) >= allowed:
-            raise BudgetError(
-                f"Study {study.name} has had {len(done)} trainings at this site; "
-                f"{study.rounds} rounds and {extra_rounds} extra are allowed.",
-                remedy="Ask the coordinator why; then raise limits.extra_rounds in site.toml, "
-                "if you agree.",
-            )
-        self._log.append(
-            {
+        cohort = frozenset[str]().union(*patients.values())
+        with self._alone():
+            before = self._entered()
+            _check_number(study, order_digest, before, limits.extra_rounds)
+            spent = None
+            if plan is not None:
+                spent = self._check_epsilon(study, before, cohort, limits, plan)
+            entry = {
                 "event": "training",
-                "study": digest,
+                "study": study.digest(),
                 "name": study.name,
                 "round": number,
                 "order": order_digest,
-                "patients": dict(patients),
+                "patients": {task: len(hashes) for task, hashes in patients.items()},
+                "cohort": save_cohort(self._state, cohort),
+                "privacy": None if plan is None else privacy_of(plan),
             }
+            self._log.append(entry)
+            return Entered(self._log.entries()[-1]["hash"], spent)
+
+    def check_writable(self) -> None:
+        """Find out whether a training could be entered, before its images are read.
+
+        Raises:
+            DataError: The disk is full or read-only, or the file is another user's.
+            ServiceError: Another process did not let go of the ledger in time.
+        """
+        probe = self._state / f".{LEDGER_FILE}.probe"
+        with self._alone():
+            try:
+                probe.write_bytes(bytes(1 << 20))  # room for a cohort of 30,000 patients
+            finally:
+                probe.unlink(missing_ok=True)
+            if self._log.path.exists():
+                os.close(os.open(self._log.path, os.O_RDWR | os.O_CLOEXEC))
+
+    def studies(self) -> dict[str, str]:
+        """Return the names of the studies that were ever trained, by digest, the oldest first.
+
+        Raises:
+            ChainError: The ledger is damaged.
+        """
+        return {found.study: found.name for found in self._entered()}
+
+    def plan_limits(self, study_digest: str) -> tuple[float, float] | None:
+        """Return a study's epsilon and delta as of its last training; None without privacy.
+
+        Raises:
+            ChainError: The ledger is damaged.
+        """
+        private = self._private(study_digest)
+        return (private[-1].epsilon, private[-1].delta) if private else None
+
+    def spent(self, study_digest: str | None = None, delta: float | None = None) -> Spending:
+        """Return what a study has cost the patients of this site, or all studies together.
+
+        Args:
+            study_digest: The study; left out, all of them.
+            delta: The delta of the epsilon; left out, 1 / patients^1.1 of all patients who were
+                ever entered.
+
+        Raises:
+            ChainError: The ledger, or a cohort that it names, is damaged.
+        """
+        entered = self._entered()
+        known = self._cohorts(entered)
+        if delta is None:
+            delta = _default_delta(known)
+        meant = [found for found in entered if study_digest in (None, found.study)]
+        cohorts = {found.cohort: known[found.cohort] for found in meant if found.cohort}
+        return Spending(
+            trainings=len(meant),
+            without_privacy=sum(found.mechanism is None for found in meant),
+            unknown=sum(not found.cohort for found in meant),
+            patients=len(frozenset[str]().union(*cohorts.values())),
+            epsilon=worst_epsilon(parts_of(meant), cohorts, [], delta),
+            delta=delta,
         )
+
+    def rounds_left(self, study_digest: str, limits: Limits) -> Left | None:
+        """Return how many more rounds like a study's last one fit; None without privacy.
+
+        Raises:
+            ChainError: The ledger, or a cohort that it names, is damaged.
+        """
+        private = self._private(study_digest)
+        last = private[-1] if private else None
+        if last is None or last.mechanism is None:
+            return None
+        entered = self._entered()
+        known = self._cohorts(entered)
+        theirs = among(known, known[last.cohort])
+        most = last.epsilon * (1 + SLACK)
+        own = largest_fit(parts_of(private), theirs, last.mechanism, last.delta, most, _MOST_ROUNDS)
+        if limits.max_epsilon is None:
+            return Left(own, None)
+        delta = limits.delta or _default_delta(known)
+        site = largest_fit(
+            parts_of(entered), theirs, last.mechanism, delta, limits.max_epsilon, own
+        )
+        return Left(own, site)
+
+    def torn(self) -> list[dict[str, Any]]:
+        """Return the entries that tell of a torn end: ``at``, ``file`` and ``sha256`` of each.
+
+        Raises:
+            ChainError: The ledger is damaged.
+        """
+        keys = ("at", "file", "sha256")
+        entries = self._log.entries()
+        return [{key: e.get(key, "") for key in keys} for e in entries if e.get("event") == "torn"]
+
+    def _check_epsilon(
+        self,
+        study: Study,
+        before: Sequence[Training],
+        cohort: frozenset[str],
+        limits: Limits,
+        plan: Plan,
+    ) -> float:
+        """Return what the cohort's worst patient will have spent in all studies, if it may be.
+
+        Raises:
+            BudgetError: It may not.
+        """
+        known = self._cohorts(before)
+        theirs = among(known, cohort)
+        this = [Mechanism(plan.noise_multiplier, plan.sample_rate, plan.steps)]
+        digest = study.digest()
+        of_study = [found for found in before if found.study == digest]
+        here = worst_epsilon(parts_of(of_study), theirs, this, plan.delta)
+        if here > plan.epsilon * (1 + SLACK):
+            raise BudgetError(
+                f"With this training study {study.name} would cost a patient epsilon {here:.4g} "
+                f"at delta {plan.delta:.3g}; {plan.epsilon:.4g} is allowed.",
+                remedy="Nothing, if all its rounds were trained; rounds that were redone have "
+                "spent the rest. A new study is needed.",
+            )
+        delta = limits.delta or _default_delta({**known, "": cohort})
+        overall = worst_epsilon(parts_of(before), theirs, this, delta)
+        if limits.max_epsilon is not None and overall > limits.max_epsilon:
+            raise BudgetError(
+                f"With this training all studies would cost a patient epsilon {overall:.4g} at "
+                f"delta {delta:.3g}; limits.max_epsilon is {limits.max_epsilon:.4g}.",
+                remedy="rarefed-client ledger shows what was spent; raise limits.max_epsilon in "
+                "site.toml only if the hospital agrees.",
+            )
+        return overall
+
+    def _entered(self) -> list[Training]:
+        """Return all trainings, the oldest first."""
+        entries = [e for e in self._log.entries() if e.get("event") == "training"]
+        try:
+            return [training_of(entry) for entry in entries]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ChainError(
+                f"{self._log.path} holds a training that is not as this version writes it: "
+                f"{error!r}.",
+                remedy="Install the version of rarefed that wrote it, or a newer one.",
+            ) from error
+
+    def _private(self, study_digest: str) -> list[Training]:
+        return [e for e in self._entered() if e.study == study_digest and e.mechanism]
+
+    def _cohorts(self, trainings: Sequence[Training]) -> dict[str, frozenset[str]]:
+        digests = {found.cohort for found in trainings if found.cohort}
+        return {digest: load_cohort(self._state, digest) for digest in sorted(digests)}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the ledger: what is read in here stays true until it is written.
+
+        Raises:
+            DataError: A file in the state folder cannot be read or written.
+            ServiceError: Another process did not let go in time.
+        """
+        lock = self._state / LOCK_FILE
+        try:
+            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _wait_for(handle, lock)
+                yield
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise DataError(
+                f"Cannot use the ledger in {self._state}: {error.strerror}.",
+                remedy="Make room on its disk, and let the user who runs the vault write there.",
+            ) from error
+
+
+def _check_number(
+    study: Study, order_digest: str, before: Sequence[Training], extra_rounds: int
+) -> None:
+    digest = study.digest()
+    done = {found.order for found in before if found.study == digest}
+    if order_digest not in done and len(done) >= study.rounds + extra_rounds:
+        raise BudgetError(
+            f"Study {study.name} has had {len(done)} trainings at this site; "
+            f"{study.rounds} rounds and {extra_rounds} extra are allowed.",
+            remedy="Ask the coordinator why; then raise limits.extra_rounds in site.toml, "
+            "if you agree.",
+        )
+
+
+def _default_delta(cohorts: Mapping[str, frozenset[str]]) -> float:
+    """Return the delta of a hospital that has set none, from all patients ever entered."""
+    return default_delta(max(2, len(frozenset[str]().union(*cohorts.values()))))
+
+
+def _wait_for(handle: int, lock: Path) -> None:
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the descriptor
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise ServiceError(
+                    f"Another process has held {lock} for {LOCK_SECONDS:.0f} seconds.",
+                    remedy="Stop the second vault of this state folder.",
+                ) from None
+            time.sleep(0.02)
+        else:
+            return

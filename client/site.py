@@ -1,7 +1,7 @@
 """The site: answers an order from its own data, and lets out nothing but what was asked for."""
 
+import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,46 +9,40 @@ import torch
 from flwr.app import RecordDict
 
 from client import egress
-from client.config import SiteConfig, site_key
-from client.dataset import Images, TaskData, batches, load_task
+from client.config import SiteConfig
+from client.dataset import batches
 from client.evaluate import evaluate
-from client.manifest import read_manifest
+from client.ledger import Ledger
+from client.ledger_entries import Entered
+from client.prepared import Prepared, prepare
 from client.site_log import open_log
-from client.split import split_rows
-from client.store import SiteStore
-from client.train import train
+from client.suppression import Key, suppress
+from client.train import Trained, train
 from common import metrics
 from common.arrays import Array
-from common.errors import DataError, OrderError, RarefedError, StudyMismatchError
-from common.layout import Layout
+from common.errors import DataError, OrderError, PrivacyError, RarefedError, StudyMismatchError
 from common.messages import (
-    Counted,
     Declaration,
     Order,
     Reply,
-    Splits,
     Training,
     order_from_record,
     reply_to_record,
 )
-from common.models import FederatedModel, build_model
 from common.seeds import stream
 from common.study import Study
-from common.versions import software_version
-from common.weights import layout_of, put, take
+from common.weights import put, take
 
 
-@dataclass
-class Prepared:
-    """What a site keeps warm from round to round of one study."""
+@dataclass(frozen=True)
+class Answer:
+    """A reply, and what the site knows of it that does not leave."""
 
-    study: Study
-    model: FederatedModel
-    layout: Layout
-    tasks: Mapping[str, TaskData]
-    store: SiteStore
-    base: str
-    """Digest of the base that the model holds; empty before the first order."""
+    reply: Reply
+    entered: Entered | None = None
+    """The entry of the training in the ledger."""
+    measured: tuple[Key, ...] = ()
+    """Tasks and splits that were measured, whether or not the figures leave."""
 
 
 class Site:
@@ -56,13 +50,16 @@ class Site:
 
     Args:
         config: The hospital's own settings.
+        ledger: Every training is entered in it before it begins. Without one nothing is trained
+            that has to be private.
 
     Raises:
         DataError: The log cannot be written, or there is no such device.
     """
 
-    def __init__(self, config: SiteConfig) -> None:
+    def __init__(self, config: SiteConfig, ledger: Ledger | None = None) -> None:
         self.config = config
+        self.ledger = ledger
         self.log = open_log(config)
         self.device = _device(config.device)
         self._prepared: Prepared | None = None
@@ -73,27 +70,12 @@ class Site:
         Raises:
             DataError: What is wrong with the data, in full; for the hospital's eyes.
             StudyError: The study's backbone cannot be built.
+            PrivacyError: The study cannot be private here as it asks, or as the hospital demands.
         """
-        if self._prepared is not None and self._prepared.study.digest() == study.digest():
-            return self._prepared
-        key = site_key(self.config)
-        tasks = {}
-        for name in sorted(set(study.tasks) & set(self.config.data)):
-            task = study.tasks[name]
-            rows = read_manifest(
-                self.config.data[name].manifest, task=name, classes=task.classes, key=key
-            )
-            tasks[name] = load_task(
-                split_rows(rows, key=key, validation=study.split.validation, test=study.split.test),
-                task,
-                size=study.backbone.image_size,
-                max_unreadable=self.config.limits.max_unreadable,
-                workers=max(1, self.config.threads or torch.get_num_threads()),
-                log=self.log,
-            )
-        model = build_model(study).to(self.device).to(memory_format=torch.channels_last)
-        store = SiteStore(self.config.state, study.digest())
-        self._prepared = Prepared(study, model, layout_of(model, study), tasks, store, base="")
+        if self._prepared is None or self._prepared.study.digest() != study.digest():
+            if self.ledger is not None:
+                self.ledger.check_writable()
+            self._prepared = prepare(study, self.config, device=self.device, log=self.log)
         return self._prepared
 
     def declare(self, study: Study) -> Declaration:
@@ -102,38 +84,50 @@ class Site:
         Raises:
             DataError: What is wrong with the data, in full.
         """
-        return _declaration(self.prepare(study))
+        return self.prepare(study).declare()
 
-    def answer(self, order: Order) -> Reply:
-        """Do what an order asks and return the reply; every error becomes a coded refusal."""
+    def answer(self, order: Order, sealed: str | None = None) -> Answer:
+        """Do what an order asks; every error becomes a coded refusal.
+
+        Args:
+            order: What is asked.
+            sealed: SHA-256 of the order as it was sealed; where nothing is sealed, that of
+                study and round stands for it.
+        """
         digest = order.study.digest()
+        sealed = sealed or hashlib.sha256(f"{digest}/{order.round}".encode()).hexdigest()
+        entered = None
         try:
             if self.config.threads:
                 torch.set_num_threads(self.config.threads)
-            return egress.release(self._follow(order, digest), order)
+            prepared = self.prepare(order.study)
+            if order.kind != "check":
+                _load(prepared, order)
+            if order.kind == "train":
+                entered = self._enter(prepared, order.round, sealed)
+            return self._let_out(self._follow(prepared, order, digest), prepared, order, entered)
         except RarefedError as error:
             self.log.error(  # noqa: TRY400 - expected, so without a traceback
                 "round %d refused (%s): %s", order.round, error.code, error
             )
-            return egress.refusal(self.config.name, digest, order.round, error)
+            refused = error
         except Exception:
             self.log.exception("round %d failed", order.round)
-            return egress.refusal(self.config.name, digest, order.round, RarefedError("failed"))
+            refused = RarefedError("failed")
+        return Answer(egress.refusal(self.config.name, digest, order.round, refused), entered)
 
-    def _follow(self, order: Order, digest: str) -> Reply:
-        prepared = self.prepare(order.study)
+    def _follow(self, prepared: Prepared, order: Order, digest: str) -> Reply:
         if order.kind == "check":
-            declared = self.declare(order.study)
+            declared = prepared.declare()
             return Reply(self.config.name, digest, order.round, declaration=declared)
-        _load(prepared, order)
         began = time.perf_counter()
         states = self._evaluate(prepared)
         evaluated = time.perf_counter()
-        steps, loss = 0, 0.0
+        done = Trained(0, 0.0)
         groups: dict[str, dict[str, Array]] = {}
         weights: dict[str, float] = {}
         if order.kind == "train":
-            steps, loss = self._train(prepared, order.round)
+            done = self._train(prepared, order.round)
             groups, weights = _changes(prepared, order)
         trained = time.perf_counter()
         return Reply(
@@ -141,8 +135,8 @@ class Site:
             digest=digest,
             round=order.round,
             training=Training(
-                steps=steps,
-                loss=loss,
+                steps=done.steps,
+                loss=done.loss if order.study.privacy is None else None,  # no noise covers it
                 seconds=trained - evaluated,
                 evaluation_seconds=evaluated - began,
             ),
@@ -151,7 +145,36 @@ class Site:
             metrics=states,
         )
 
-    def _evaluate(self, prepared: Prepared) -> dict[tuple[str, str], dict[str, Array]]:
+    def _let_out(
+        self, reply: Reply, prepared: Prepared, order: Order, entered: Entered | None
+    ) -> Answer:
+        """Take out what too few patients stand behind, and let the rest through the one door."""
+        limits, measured = self.config.limits, tuple(reply.metrics)
+        own = egress.Own(self.config.name, prepared.declare(), prepared.behind)
+        reply = suppress(reply, order, limits, prepared.behind)
+        return Answer(egress.release(reply, order, limits, own), entered, measured)
+
+    def _enter(self, prepared: Prepared, number: int, sealed: str) -> Entered | None:
+        """Enter a training in the ledger before it begins.
+
+        Raises:
+            BudgetError: The hospital allows no more of them.
+            PrivacyError: There is no ledger for a training that has to be private.
+        """
+        if self.ledger is None:
+            if prepared.plan is not None:
+                raise PrivacyError("Nothing is trained privately without a ledger.")
+            return None
+        return self.ledger.enter(
+            prepared.study,
+            number,
+            sealed,
+            prepared.training_patients(),
+            limits=self.config.limits,
+            plan=prepared.plan,
+        )
+
+    def _evaluate(self, prepared: Prepared) -> dict[Key, dict[str, Array]]:
         """Measure the arriving model on every task's validation and test patients."""
         result = {}
         for name, data in prepared.tasks.items():
@@ -161,27 +184,20 @@ class Site:
                 result[name, split] = dict(metrics.to_arrays(state))
         return result
 
-    def _train(self, prepared: Prepared, number: int) -> tuple[int, float]:
+    def _train(self, prepared: Prepared, number: int) -> Trained:
         """Train the model in place, and keep what stays at this site."""
         study = prepared.study
         seed = stream(study.seed, self.config.name, number)
-        images = {name: data.splits["train"] for name, data in prepared.tasks.items()}
-        order_of_batches = batches(
-            {name: len(data) for name, data in images.items()},
-            batch_size=study.training.batch_size,
-            epochs=study.training.local_epochs,
-            seed=stream(seed, "batches"),
-        )
         # Until training has ended well, the model holds no base: one that failed may have left
         # anything in it, and the next order then starts from the stored arrays.
         base, prepared.base = prepared.base, ""
         with torch.random.fork_rng():
             torch.manual_seed(stream(seed, "dropout"))
-            done = train(prepared.model, images, order_of_batches, study, device=self.device)
+            done = _trained(prepared, seed, self.device)
         prepared.base = base
         if prepared.layout.local:
             prepared.store.save_local(take(prepared.model, prepared.layout.local), number)
-        return done.steps, done.loss
+        return done
 
 
 def respond(site: Site, record: RecordDict) -> RecordDict:
@@ -191,7 +207,23 @@ def respond(site: Site, record: RecordDict) -> RecordDict:
     except (OrderError, StudyMismatchError) as error:
         site.log.error("an order was refused: %s", error)  # noqa: TRY400 - expected
         return reply_to_record(egress.refusal(site.config.name, "0" * 64, 0, error))
-    return reply_to_record(site.answer(order))
+    return reply_to_record(site.answer(order).reply)
+
+
+def _trained(prepared: Prepared, seed: int, device: torch.device) -> Trained:
+    study, model = prepared.study, prepared.model
+    images = {name: data.splits["train"] for name, data in prepared.tasks.items()}
+    if prepared.plan is not None:
+        from client.privacy import train_privately  # noqa: PLC0415 - Opacus takes seconds
+
+        return train_privately(model, images, study, prepared.plan, device=device)
+    order_of_batches = batches(
+        {name: len(data) for name, data in images.items()},
+        batch_size=study.training.batch_size,
+        epochs=study.training.local_epochs,
+        seed=stream(seed, "batches"),
+    )
+    return train(model, images, order_of_batches, study, device=device)
 
 
 def _load(prepared: Prepared, order: Order) -> None:
@@ -228,38 +260,17 @@ def _changes(
     prepared: Prepared, order: Order
 ) -> tuple[dict[str, dict[str, Array]], dict[str, float]]:
     """Return local minus global by group, in the study's type of number, and what each weighs."""
-    declared = _declaration(prepared)
+    declared, federation = prepared.declare(), prepared.study.federation
     groups, weights = {}, {}
-    dtype = np.dtype(prepared.study.federation.update_dtype)
+    dtype = np.dtype(federation.update_dtype)
     state = prepared.model.state_dict()
     for group, current in order.groups.items():
         groups[group] = {
             name: (state[name].cpu().numpy() - old).astype(dtype, copy=False)
             for name, old in current.items()
         }
-        weights[group] = declared.weight(group, prepared.study.federation.weighting)
+        weights[group] = declared.weight(group, federation.weighting)
     return groups, weights
-
-
-def _declaration(prepared: Prepared) -> Declaration:
-    def count(images: Images) -> Counted:
-        return Counted(patients=images.n_patients, images=len(images))
-
-    train_patients = {p for d in prepared.tasks.values() for p in d.splits["train"].patients}
-    return Declaration(
-        software=software_version(),
-        base=prepared.store.base_digest(),
-        tasks={
-            name: Splits(
-                train=count(data.splits["train"]),
-                validation=count(data.splits["validation"]),
-                test=count(data.splits["test"]),
-            )
-            for name, data in prepared.tasks.items()
-        },
-        unreadable={name: data.unreadable for name, data in prepared.tasks.items()},
-        patients=len(train_patients),
-    )
 
 
 def _device(name: str) -> torch.device:

@@ -129,7 +129,7 @@ class SiteStore:
 
 def remove_leftovers(state: Path) -> None:
     """Remove the half-written files of a process that was killed; none may be running."""
-    for path in (state / "studies").glob("*/.*"):
+    for path in [*(state / "studies").glob("*/.*"), *(state / "cohorts").glob(".*")]:
         path.unlink()
 
 

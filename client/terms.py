@@ -16,9 +16,11 @@ REPORTED = (
 )
 """What leaves the site; ``docs/site.md`` says the same."""
 NO_PRIVACY = (
-    "none beyond this: no differential privacy yet. Who has the changes of the network could "
-    "learn something about single training images"
+    "none beyond this: the study asks for no differential privacy. Who has the changes of the "
+    "network could learn something about single training images"
 )
+LOSS = REPORTED[3]
+NO_LOSS = "each round: the number of steps and the seconds it took; no loss, as no noise covers it"
 
 
 def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
@@ -50,9 +52,24 @@ def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
         "batch_size": training.batch_size,
         "strategy": study.federation.strategy,
         "held_out": {"validation": split.validation, "test": split.test},
-        "privacy": NO_PRIVACY,
-        "reported": list(REPORTED),
+        "privacy": _privacy(study, config),
+        "reported": [NO_LOSS if study.privacy and line == LOSS else line for line in REPORTED],
     }
+
+
+def _privacy(study: Study, config: SiteConfig) -> str:
+    asked, limits = study.privacy, config.limits
+    if asked is None:
+        return NO_PRIVACY
+    bounds = (asked.epsilon, limits.study_epsilon, limits.max_epsilon)
+    epsilon = min(bound for bound in bounds if bound is not None)
+    stated = [value for value in (asked.delta, limits.delta) if value is not None]
+    delta = f"{min(stated):g}" if stated else "1 / patients^1.1"
+    return (
+        f"differential privacy for each training patient: epsilon {epsilon:g} at delta {delta} "
+        f"over the whole study; of a step, a patient moves the sum of gradients by at most "
+        f"{asked.clip_norm:g}. Held-out patients are not covered by noise"
+    )
 
 
 def lines_of(terms: dict[str, Any]) -> list[tuple[str, str]]:

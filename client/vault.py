@@ -9,20 +9,26 @@ import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, RecordDict
 
 from client import egress
 from client.approvals import is_approved, load_pin
-from client.audit import Audit
+from client.audit import Audit, Decision, decision_on, describe_reply
 from client.config import SiteConfig
 from client.ledger import Ledger
 from client.site import Site
 from client.store import SiteStore, remove_leftovers
 from common.bodies import read_body, write_body
 from common.errors import NotApprovedError, OrderError, PausedError, RarefedError
-from common.messages import MAX_COUNT, Order, order_from_record, reply_to_record
+from common.messages import (
+    MAX_COUNT,
+    Order,
+    order_from_record,
+    reply_to_record,
+    size_in_bytes,
+)
 from common.seals import check_seal
 
 PAUSED_FILE = "paused"
@@ -57,8 +63,8 @@ class Vault:
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
         self._pin = load_pin(config)
-        self.site = Site(config)
         self.ledger = Ledger(config.state)
+        self.site = Site(config, self.ledger)
         self.audit = Audit(config.state)
         self.spool = config.state / SPOOL
         self.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,28 +108,26 @@ class Vault:
         self._permit(order)
         store = SiteStore(self.config.state, order.study.digest())
         if order.kind in _REPEATABLE and (kept := store.find_reply(sealed)):
-            self.audit.note_free("repeated", **asked._asdict(), order=sealed)
+            self._note("repeated", asked, order=sealed, size=kept.stat().st_size)
             return kept
-        if order.kind == "train":
-            self._enter(order, sealed)
-        reply = self.site.answer(order)
-        kind = order.kind
+        answer = self.site.answer(order, sealed)
+        kind, reply, entered = order.kind, answer.reply, answer.entered
         del order
         packed = reply_to_record(reply)
-        if reply.refusal or kind not in _REPEATABLE:
-            path = self._spooled(packed)
-        else:
-            path = store.save_reply(packed, sealed)
-        note = self.audit.note_free if reply.refusal else self.audit.note
-        note(
-            "refused" if reply.refusal else "answered",
-            **asked._asdict(),
+        # The line first: a reply that is kept may leave, and a kill in between only costs a line.
+        self._note(
+            decision_on(reply),
+            asked,
             order=sealed,
             code=reply.refusal,
-            parts=sorted(packed),
-            bytes=path.stat().st_size,
+            size=size_in_bytes(packed),
+            ledger=entered.hash if entered else None,
+            epsilon=entered.epsilon if entered else None,
+            carried=describe_reply(reply, answer.measured),
         )
-        return path
+        if reply.refusal or kind not in _REPEATABLE:
+            return self._spooled(packed)
+        return store.save_reply(packed, sealed)
 
     def _permit(self, order: Order) -> None:
         """Check what the hospital has said of itself and of the study.
@@ -141,26 +145,15 @@ class Vault:
                 remedy="Read the coordinator's study file, then: rarefed-client approve STUDY",
             )
 
-    def _enter(self, order: Order, sealed: str) -> None:
-        """Enter a training in the ledger before it begins.
-
-        Raises:
-            BudgetError: The hospital allows the study no more trainings.
-            DataError: The data cannot be used, so that there is nothing to enter.
-        """
-        tasks = self.site.declare(order.study).tasks
-        self.ledger.enter(
-            order.study,
-            order.round,
-            sealed,
-            {name: splits.train.patients for name, splits in tasks.items()},
-            extra_rounds=self.config.limits.extra_rounds,
+    def _note(self, decision: Decision, asked: _Asked, **values: Any) -> None:
+        self.audit.note_exchange(
+            decision, study=asked.study, number=asked.round, kind=asked.kind, **values
         )
 
     def _refuse(self, asked: _Asked, error: RarefedError) -> Path:
         """Return the refusal of an order as a file; it says what the order said, and a code."""
         with suppress(Exception):  # a damaged or unwritable log is itself a reason to refuse
-            self.audit.note_free("refused", **asked._asdict(), code=error.code)
+            self._note("refused", asked, order="", code=error.code)
         reply = egress.refusal(self.config.name, asked.study, asked.round, error)
         return self._spooled(reply_to_record(reply))
 

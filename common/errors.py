@@ -23,7 +23,8 @@
     │   ├── NotApprovedError         39  an order of a study that the hospital has not approved
     │   ├── PausedError              41  the hospital takes no orders at present
     │   ├── BudgetError              42  an order beyond what the hospital allows
-    │   └── VaultError               43  a site whose vault does not answer its courier
+    │   ├── VaultError               43  a site whose vault does not answer its courier
+    │   └── PrivacyError             44  a training that cannot be private as it was asked for
     ├── OutputError                  40  a result that cannot be written where it was asked for
     ├── EnrolmentError               50  enrolment, when no leaf below says it better
     │   ├── KitError                 51  a kit or request that is malformed, expired or used
@@ -246,6 +247,14 @@ class VaultError(FederationError):
     exit_code = 43
     code = "vault"
     public = "The vault of this site does not answer."
+
+
+class PrivacyError(FederationError):
+    """A training cannot be private in the way that the study or the hospital asks for."""
+
+    exit_code = 44
+    code = "privacy"
+    public = "The training cannot be private at this site in the way that was asked for."
 
 
 class OutputError(RarefedError):

@@ -41,12 +41,21 @@ Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
+ROUNDED_TO = 5
+"""What a site rounds its numbers to that does not state them exactly."""
+
+
+def rounded(count: int) -> int:
+    """Return the nearest multiple of ``ROUNDED_TO``; what is not none stays above none."""
+    return ROUNDED_TO * max(min(count, 1), (count + ROUNDED_TO // 2) // ROUNDED_TO)
+
+
 class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Counted(_Form):
-    """How much of one split of one task a site holds."""
+    """How much of one split of one task a site holds, as it states it: exact or ``rounded``."""
 
     patients: Count
     images: Count
@@ -87,8 +96,9 @@ class Training(_Form):
     """What the local training of one round was, in sums."""
 
     steps: Count
-    loss: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Mean training loss over the round's images, by the study's loss."""
+    loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    """Mean training loss over the round's images, by the study's loss; None in a study with
+    privacy, whose noise does not cover it."""
     seconds: Seconds
     evaluation_seconds: Seconds
 
@@ -137,7 +147,7 @@ class Reply(NamedTuple):
     groups: Mapping[str, Arrays] = {}
     weights: Mapping[str, float] = {}
     metrics: Mapping[tuple[str, str], Arrays] = {}
-    """Metric states as arrays, by task and split."""
+    """Metric states as arrays, by task and split; a site may leave out some or all."""
 
 
 def order_to_record(order: Order) -> RecordDict:

@@ -4,7 +4,9 @@ Shapes: N images, K classes, C ranked classes (the positive one alone, else all 
 the rest). Counts are exact. AUROC and average precision come from histograms of the log-odds:
 float32 probabilities of a confident network coincide by the thousand, log-odds do not.
 
-A site with fewer images than bins sends nearly the list of its scores, each with its label.
+A site with fewer images than bins sends nearly the list of its scores, each with its label. One
+that does not want this merges neighbouring bins (``client/suppression.py``): it says of each image
+the lowest and the highest bin where it may lie, and the bound of AUROC grows by what that hides.
 """
 
 import math
@@ -51,7 +53,9 @@ class MetricState:
     loss_sum: float  # of the cross-entropy, in nats
     brier_sum: float  # of the squared errors of the probabilities
     confusion: Ints  # (K, K): rows are the true classes, columns the predicted ones
-    histogram: Ints  # (C, 2, BINS): counts of log-odds by bin; negatives, positives
+    histogram: Ints  # (C, 2, BINS): counts of log-odds by the lowest bin where each may lie;
+    #                  negatives, positives
+    histogram_upper: Ints  # (C, 2, BINS): the same images by the highest bin; equal if none merged
     calibration: Floats  # (CALIBRATION_BINS, 3): count, sum of confidence, number correct
 
 
@@ -65,7 +69,8 @@ def zero(n_classes: int, positive: int | None) -> MetricState:
         raise ValueError(f"{n_classes} classes with the positive one at {positive}")
     confusion = np.zeros((n_classes, n_classes), np.int64)
     histogram = np.zeros((len(_ranked(n_classes, positive)), 2, BINS), np.int64)
-    return MetricState(0, 0, 0.0, 0.0, confusion, histogram, np.zeros((CALIBRATION_BINS, 3)))
+    table = np.zeros((CALIBRATION_BINS, 3))
+    return MetricState(0, 0, 0.0, 0.0, confusion, histogram, histogram.copy(), table)
 
 
 def update(
@@ -91,13 +96,15 @@ def update(
     truth = np.eye(k)[labels]
     # Brier (1950) sums over the classes; with a positive class, that one alone is customary.
     squares = (np.exp(log_p) - truth)[:, _ranked(k, positive)] ** 2
+    binned = _histogram(logits, labels, positive)
     return replace(
         state,
         n_images=state.n_images + len(labels),
         loss_sum=state.loss_sum - float(log_p[truth == 1].sum()),
         brier_sum=state.brier_sum + float(squares.sum()),
         confusion=state.confusion + pairs.reshape(k, k),
-        histogram=state.histogram + _histogram(logits, labels, positive),
+        histogram=state.histogram + binned,
+        histogram_upper=state.histogram_upper + binned,
         calibration=state.calibration + _calibration(log_p, predicted == labels),
     )
 
@@ -128,6 +135,7 @@ def merge(states: Iterable[MetricState]) -> MetricState:
         brier_sum=math.fsum(state.brier_sum for state in states),
         confusion=sum((state.confusion for state in rest), first.confusion),
         histogram=sum((state.histogram for state in rest), first.histogram),
+        histogram_upper=sum((state.histogram_upper for state in rest), first.histogram_upper),
         calibration=np.apply_along_axis(math.fsum, 0, np.stack([s.calibration for s in states])),
     )
 
@@ -144,7 +152,8 @@ def compute(state: MetricState, positive: int | None) -> dict[str, float | None]
     if state.n_images == 0:
         return dict.fromkeys(METRICS)
     n, (_, confidence, correct) = state.n_images, state.calibration.T
-    per_class = _at_highest_logit(state.confusion, positive) | _ranking(state.histogram)
+    per_class = _at_highest_logit(state.confusion, positive)
+    per_class |= _ranking(state.histogram, state.histogram_upper)
     values = {name: _mean_of_defined(value) for name, value in per_class.items()}
     # Expected calibration error, Guo et al. (2017), equation 3.
     values["calibration_error"] = float(np.abs(correct - confidence).sum()) / n
@@ -153,17 +162,20 @@ def compute(state: MetricState, positive: int | None) -> dict[str, float | None]
 
 
 def to_arrays(state: MetricState) -> dict[str, NDArray[Any]]:
-    """Return the wire form; the histogram as flat indices of its bins in use and their counts."""
-    flat = state.histogram.ravel()
-    used = np.flatnonzero(flat)
-    return {
+    """Return the wire form; a histogram as flat indices of its bins in use and their counts.
+
+    The upper histogram is left out where it is the same.
+    """
+    arrays = {
         "counts": np.array([state.n_patients, state.n_images], np.int64),
         "sums": np.array([state.loss_sum, state.brier_sum], np.float64),
         "confusion": state.confusion,
-        "histogram_index": used.astype(np.int32),
-        "histogram_count": flat[used].astype(np.int32),
+        **_sparse("histogram", state.histogram),
         "calibration": state.calibration,
     }
+    if not np.array_equal(state.histogram, state.histogram_upper):
+        arrays |= _sparse("histogram_upper", state.histogram_upper)
+    return arrays
 
 
 def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricState:
@@ -175,15 +187,20 @@ def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricS
     """
     blank = zero(n_classes, positive)
     expected = to_arrays(blank)
+    if upper := arrays.keys() & _sparse("histogram_upper", blank.histogram).keys():
+        expected |= _sparse("histogram_upper", blank.histogram)
     misfits = faults_of.misfits(arrays, expected)
     # A blank stands in for what does not fit, so that the rest is still looked at.
     usable = expected | {name: arrays[name] for name in arrays.keys() - misfits.keys()}
     faults = [f"{name}: {what}" for name, what in misfits.items()]
     faults += faults_of.value_faults(usable, blank.histogram.size)
     if not faults:
-        blank.histogram.flat[usable["histogram_index"]] = usable["histogram_count"]
         (n_patients, n_images), (loss, brier) = usable["counts"].tolist(), usable["sums"].tolist()
-        tables = usable["confusion"], blank.histogram, usable["calibration"]
+        blank.histogram.flat[usable["histogram_index"]] = usable["histogram_count"]
+        name = "histogram_upper" if upper else "histogram"
+        blank.histogram_upper.flat[usable[f"{name}_index"]] = usable[f"{name}_count"]
+        histograms = blank.histogram, blank.histogram_upper
+        tables = usable["confusion"], *histograms, usable["calibration"]
         state = MetricState(n_patients, n_images, loss, brier, *tables)
         faults = faults_of.sum_faults(state, _ranked(n_classes, positive))
     if faults:
@@ -192,6 +209,12 @@ def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricS
             remedy="Run the same release of rarefed at the site and at the coordinator.",
         )
     return state
+
+
+def _sparse(name: str, histogram: Ints) -> dict[str, NDArray[Any]]:
+    flat = histogram.ravel()
+    used = np.flatnonzero(flat)
+    return {f"{name}_index": used.astype(np.int32), f"{name}_count": flat[used].astype(np.int32)}
 
 
 def _check_positive(state: MetricState, positive: int | None) -> None:
@@ -248,22 +271,34 @@ def _at_highest_logit(confusion: Ints, positive: int | None) -> dict[str, Floats
     }
 
 
-def _ranking(histogram: Ints) -> dict[str, Floats]:
-    """Return AUROC, its bound and average precision per ranked class, NaN if undefined."""
-    negatives, positives = histogram.astype(np.float64).swapaxes(0, 1)
-    below = negatives.cumsum(axis=1) - negatives
-    pairs = negatives.sum(axis=1) * positives.sum(axis=1)
-    # Mann-Whitney U: pairs within a bin count half, and that half is all that can be wrong.
-    half = (positives * negatives).sum(axis=1) / 2
-    # Every lower edge of a bin is a threshold; scikit-learn's sum, without interpolation.
+def _ranking(lower: Ints, upper: Ints) -> dict[str, Floats]:
+    """Return AUROC, its bound and average precision per ranked class, NaN if undefined.
+
+    Args:
+        lower: (C, 2, BINS), each image in the lowest bin where it may lie.
+        upper: (C, 2, BINS), each image in the highest one.
+    """
+    (low_negatives, low_positives), (high_negatives, high_positives) = (
+        histogram.astype(np.float64).swapaxes(0, 1) for histogram in (lower, upper)
+    )
+    pairs = low_negatives.sum(axis=1) * low_positives.sum(axis=1)
+    # Mann-Whitney U: of the pairs that are not sure to be in the right order, those that may be
+    # count half, as pairs within a bin do, and that half is all that can be wrong.
+    sure = (low_positives * (high_negatives.cumsum(axis=1) - high_negatives)).sum(axis=1)
+    half = ((high_positives * low_negatives.cumsum(axis=1)).sum(axis=1) - sure) / 2
+    return {
+        "auroc": _ratio(sure + half, pairs),
+        "auroc_bound": _ratio(half, pairs),
+        "average_precision": (_average_precision(lower) + _average_precision(upper)) / 2,
+    }
+
+
+def _average_precision(histogram: Ints) -> Floats:
+    """Return scikit-learn's sum, without interpolation: every lower edge is a threshold."""
+    positives = histogram[:, 1].astype(np.float64)
     from_top = histogram[:, :, ::-1].cumsum(axis=2)
     precision = np.nan_to_num(_ratio(from_top[:, 1], from_top.sum(axis=1)))
-    hits = (precision * positives[:, ::-1]).sum(axis=1)
-    return {
-        "auroc": _ratio((positives * below).sum(axis=1) + half, pairs),
-        "auroc_bound": _ratio(half, pairs),
-        "average_precision": _ratio(hits, positives.sum(axis=1)),
-    }
+    return _ratio((precision * positives[:, ::-1]).sum(axis=1), positives.sum(axis=1))
 
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:

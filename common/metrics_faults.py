@@ -22,8 +22,8 @@ def misfits(arrays: Arrays, expected: Arrays) -> dict[str, str]:
     wrong |= dict.fromkeys(sorted(expected.keys() - arrays.keys()), "is missing")
     for name in sorted(expected.keys() & arrays.keys()):
         array, wanted, shape = arrays[name], expected[name], expected[name].shape
-        if name.startswith("histogram"):  # both are as long as there are bins in use
-            shape = (arrays.get("histogram_index", array).size,)
+        if name.startswith("histogram"):  # index and count are as long as there are bins in use
+            shape = (arrays.get(f"{name.rpartition('_')[0]}_index", array).size,)
         if (array.dtype, array.shape) != (wanted.dtype, shape):
             wrong[name] = f"{array.dtype} {array.shape} instead of {wanted.dtype} {shape}"
     return wrong
@@ -31,18 +31,20 @@ def misfits(arrays: Arrays, expected: Arrays) -> dict[str, str]:
 
 def value_faults(arrays: Arrays, n_bins: int) -> list[str]:
     """Return what is wrong within single arrays."""
-    sums, table, index = arrays["sums"], arrays["calibration"], arrays["histogram_index"]
+    sums, table = arrays["sums"], arrays["calibration"]
     patients, images = arrays["counts"]
     checks = {
         f"counts: {patients} patients with {images} images": 0 <= patients <= images,
         "sums: a value is negative or not finite": np.all(np.isfinite(sums) & (sums >= 0)),
         "confusion: a count is negative": np.all(arrays["confusion"] >= 0),
-        "histogram_index: outside the bins": np.all((index >= 0) & (index < n_bins)),
-        "histogram_index: does not increase": np.all(index[1:] > index[:-1]),
-        "histogram_count: not above zero": np.all(arrays["histogram_count"] > 0),
         "calibration: negative or not finite": np.all(np.isfinite(table) & (table >= 0)),
         "calibration: a count is not whole": np.all(table[:, [0, 2]] == table[:, [0, 2]].round()),
     }
+    for name in sorted(arrays.keys() & {"histogram_index", "histogram_upper_index"}):
+        index, count = arrays[name], name.replace("_index", "_count")
+        checks[f"{name}: outside the bins"] = np.all((index >= 0) & (index < n_bins))
+        checks[f"{name}: does not increase"] = np.all(index[1:] > index[:-1])
+        checks[f"{count}: not above zero"] = np.all(arrays[count] > 0)
     return [fault for fault, holds in checks.items() if not holds]
 
 
@@ -52,12 +54,15 @@ def sum_faults(state: "MetricState", ranked: list[int]) -> list[str]:
     confusion = state.confusion.astype(np.float64)  # cannot overflow, whatever was sent
     labels = confusion.sum(axis=1)[ranked]
     negatives, positives = state.histogram.sum(axis=2).T
+    lower, upper = (np.cumsum(h, axis=2) for h in (state.histogram, state.histogram_upper))
     bounded = state.loss_sum <= n * _LOSS_MAX and state.brier_sum <= 2 * n
     checks = {
         "sums: more than so many images can lose": bounded,
         "confusion: not of all images": confusion.sum() == n,
         "histogram: not of all images": np.all(negatives + positives == n),
         "histogram: other labels than in confusion": np.all(positives == labels),
+        "histogram_upper: other images than in histogram": np.all(lower[..., -1] == upper[..., -1]),
+        "histogram_upper: below histogram": np.all(lower >= upper),
         "calibration: not of all images": count.sum() == n,
         "calibration: other hits than in confusion": correct.sum() == confusion.trace(),
         "calibration: more than its count": np.all(state.calibration <= count[:, np.newaxis]),

@@ -95,6 +95,24 @@ class Training(_Section):
     """Bound on the gradient's L2 norm at each step."""
 
 
+class Privacy(_Section):
+    """Differential privacy of the training patients, at each site by itself.
+
+    Two data sets are neighbours when one has all images of one patient more. DP-SGD (Abadi et al.
+    2016): each step draws every patient with the same probability, bounds the gradient of each,
+    and adds Gaussian noise to the sum.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    """What the whole study may cost a patient; each site calibrates its noise to it."""
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Below one in the number of patients; by default 1 / patients^1.1 at each site."""
+    clip_norm: Positive = 1.0
+    """Bound on the L2 norm of one patient's gradient."""
+    images_per_patient: Annotated[int, Field(ge=1, le=64)] = 1
+    """Images that a drawn patient gives to a step, at most; their mean gradient is bounded."""
+
+
 class Split(_Section):
     """Shares of the patients that are held out at every site."""
 
@@ -134,6 +152,8 @@ class Study(_Section):
     tasks: Annotated[dict[Slug, Task], Field(min_length=1)]
     training: Training = Training()
     split: Split = Split()
+    privacy: Privacy | None = None
+    """Differential privacy; left out, the study has none."""
     federation: Federation = Federation()
 
     @classmethod
@@ -206,6 +226,8 @@ class Study(_Section):
         values["federation"]["options"] = {**defaults, **federation.options}
         if file is not None:
             values["backbone"]["weights"] = file.name
+        if self.privacy is None:
+            del values["privacy"]  # a study without it keeps the digest of before there was any
         return values
 
 

@@ -113,6 +113,10 @@ def _combinations(values: dict[str, Any]) -> Iterator[Fault]:
             yield from _task_faults(f"tasks.{name}", task)
     yield from _backbone_faults(values)
     yield from _strategy_faults(_table(values, "federation"))
+    bounded = _table(values, "training").get("clip_norm") is not None
+    if bounded and isinstance(values.get("privacy"), dict):
+        remedy = "leave it out: privacy.clip_norm bounds the gradient of each patient"
+        yield Fault("training.clip_norm", "a study with privacy bounds gradients twice", remedy)
     split = _table(values, "split")
     shares = [split.get("validation", 0.15), split.get("test", 0.25)]
     if all(isinstance(share, int | float) for share in shares) and sum(shares) >= 1:

@@ -41,8 +41,8 @@ class RoundRecord:
     """Sites that take part from this round on."""
     tasks: dict[str, Any] = field(default_factory=dict)
     """By task, then split: ``pooled`` and ``per_site`` figures."""
-    training: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Steps and mean loss by site."""
+    training: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Steps and mean loss by site; no loss in a study with privacy."""
     bytes: dict[str, dict[str, int]] = field(default_factory=dict)
     """``down`` and ``up`` by site."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -59,6 +59,9 @@ def task_figures(
     study: Study, states: Mapping[str, Mapping[tuple[str, str], MetricState]]
 ) -> dict[str, Any]:
     """Return pooled and per-site figures of every task and split.
+
+    A site that suppressed a state is not among the ``per_site`` of it, and pooled is of the others;
+    a split that no site reported is left out.
 
     Args:
         study: Names and classes of the tasks.

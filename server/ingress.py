@@ -11,7 +11,7 @@ import numpy as np
 from common import metrics
 from common.arrays import Array, Arrays, form_of, pieces_of
 from common.errors import ReplyError
-from common.messages import Counted, Order, Reply
+from common.messages import Counted, Order, Reply, rounded
 from common.metrics import MetricState
 from common.study import Study
 from server.exact_sum import largest_change, magnitude
@@ -25,7 +25,7 @@ def admit(reply: Reply, order: Order, member: Member) -> States:
     """Check a reply against its order and against what the site declared.
 
     Returns:
-        The metric states by task and split.
+        The metric states by task and split; a site leaves out those with too few patients.
 
     Raises:
         ReplyError: Lists everything that is wrong: a site that refused, another study or
@@ -102,7 +102,7 @@ def _weight_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:
 
 def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[str]]:
     expected = {(task, split) for task in member.tasks for split in EVALUATED}
-    if set(reply.metrics) != expected:
+    if not set(reply.metrics) <= expected:  # what is missing the site has suppressed
         return {}, ["its metrics are not those of the site's tasks"]
     states: States = {}
     faults = []
@@ -115,10 +115,18 @@ def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[st
             faults.append(f"metrics of {name} on {split}: {text}")
             continue
         declared: Counted = getattr(member.declaration.tasks[name], split)
-        if state.n_images != declared.images or state.n_patients != declared.patients:
+        found = Counted(patients=state.n_patients, images=state.n_images)
+        if not _declared_as(found, declared):
             faults.append(f"metrics of {name} on {split}: not on the images that were declared")
         states[name, split] = state
     return states, faults
+
+
+def _declared_as(found: Counted, declared: Counted) -> bool:
+    """Say whether the numbers behind a state are those declared, exactly or rounded."""
+    return declared.patients in (found.patients, rounded(found.patients)) and (
+        declared.images in (found.images, rounded(found.images))
+    )
 
 
 def _decoded(arrays: Arrays) -> Mapping[str, np.ndarray]:

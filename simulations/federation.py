@@ -22,6 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from client.config import SiteConfig
+from client.ledger import Ledger
 from client.site import Site, respond
 from client.store import SiteStore
 from common.errors import FederationError, MissingFolderError, QuorumError
@@ -33,6 +34,8 @@ from server.initial_weights import Start, initial_model
 from server.rounds import Outcome, Watch, begin_study, run_study
 from simulations.grid import LocalGrid
 
+LEDGERS = "ledgers"
+"""Folder of a private run, of each site's ledger; its own is for what leaves the site."""
 Engine = Literal["inline", "ray"]
 
 
@@ -97,6 +100,7 @@ def play(
             remedy="Make more hospitals, or lower federation.quorum.",
         )
     _quiet_flower()
+    ledgers = None if study.privacy is None else folder.resolve() / LEDGERS
     for config in configs:  # an earlier run of this study must leave no trace in this one
         SiteStore(config.state, study.digest()).clear()
 
@@ -106,7 +110,7 @@ def play(
 
     sites: list[Site] = []
     if engine == "inline":
-        sites = [Site(config) for config in configs]
+        sites = [_site(config, ledgers) for config in configs]
         torch.set_num_threads(threads or os.cpu_count() or 1)
         for site in sites:
             site.prepare(study)
@@ -115,7 +119,7 @@ def play(
         outcome = serve(LocalGrid(_client_app(by_number.__getitem__), len(sites)))
     else:
         began = time.perf_counter()
-        outcome = _play_on_ray(serve, hospitals, threads or 1)
+        outcome = _play_on_ray(serve, hospitals, threads or 1, ledgers)
     return Played(
         outcome,
         start,
@@ -126,7 +130,7 @@ def play(
 
 
 def _play_on_ray(
-    serve: Callable[[Grid], Outcome], hospitals: Sequence[Path], threads: int
+    serve: Callable[[Grid], Outcome], hospitals: Sequence[Path], threads: int, ledgers: Path | None
 ) -> Outcome:
     """Let Flower's simulation engine play the sites in Ray's worker processes."""
     try:
@@ -151,7 +155,7 @@ def _play_on_ray(
 
     run_simulation(
         server_app=server,
-        client_app=_client_app(lambda number: _site_in_worker(folders[number], threads)),
+        client_app=_client_app(lambda number: _site_in_worker(folders[number], threads, ledgers)),
         num_supernodes=len(folders),
         backend_config={"client_resources": {"num_cpus": threads, "num_gpus": 0.0}},
     )
@@ -176,10 +180,14 @@ def _client_app(site_of: Callable[[int], Site]) -> ClientApp:
 
 
 @cache
-def _site_in_worker(folder: str, threads: int) -> Site:
+def _site_in_worker(folder: str, threads: int, ledgers: Path | None) -> Site:
     """Return a worker's own copy of a site, its data warm from one message to the next."""
     torch.set_num_threads(threads)
-    return Site(SiteConfig.load(Path(folder)))
+    return _site(SiteConfig.load(Path(folder)), ledgers)
+
+
+def _site(config: SiteConfig, ledgers: Path | None) -> Site:
+    return Site(config, None if ledgers is None else Ledger(ledgers / config.name))
 
 
 def _nothing(record: RoundRecord) -> None:

@@ -198,6 +198,9 @@ def _write_site(
         "",
         f"[data.{task}]",
         f'manifest = "{task}/{LABELS}"',
+        "",
+        "[limits]",
+        "minimum_patients = 1 # made for a simulation; a hospital leaves this line out",
     ]
     (folder / "site.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "state").mkdir(mode=0o700)

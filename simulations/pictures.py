@@ -57,7 +57,7 @@ def _points(
     found = [
         (record.model_round, record.tasks[task][split]["pooled"][metric])
         for record in records
-        if task in record.tasks
+        if split in record.tasks.get(task, {})
     ]
     kept = [(x, y) for x, y in found if y is not None]
     return [x for x, _ in kept], [y for _, y in kept]

@@ -113,6 +113,7 @@ def _headline(record: RoundRecord) -> str:
     scores = [
         f"{task} {auroc:.2f}"
         for task, splits in record.tasks.items()
-        if (auroc := splits["validation"]["pooled"]["auroc"]) is not None
+        if "validation" in splits  # unless every site kept its figures to itself
+        and (auroc := splits["validation"]["pooled"]["auroc"]) is not None
     ]
     return f"round {record.round}: validation AUROC {', '.join(scores) or 'undefined'}"

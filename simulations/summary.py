@@ -40,7 +40,7 @@ def summarise(
 
 def _tasks(last: RoundRecord) -> dict[str, Any]:
     """Figures of the final model on the test patients."""
-    return {task: splits["test"] for task, splits in last.tasks.items()}
+    return {task: splits["test"] for task, splits in last.tasks.items() if "test" in splits}
 
 
 def _unreadable(played: Played) -> dict[str, dict[str, int]]:

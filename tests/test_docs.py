@@ -7,7 +7,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import typer
@@ -37,10 +37,21 @@ APPS = {
     "rarefed-server": server.cli.app,
     "rarefed-sim": simulations.cli.app,
 }
+
+
+def commands_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command below a group with its name, those of groups within it too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
 COMMANDS = [
     (program, name, command)
     for program, app in APPS.items()
-    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for name, command in commands_of(typer.main.get_command(app))
 ]
 # In halves, since this file is looked through as well.
 HALVES = ("py|pi", "python|hosted", "ana|conda", "download.py|torch", "npm|js", "cra|tes")
@@ -72,7 +83,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, b
         default = None if section is not None or field.is_required() else field.default
         yield key, default, field.is_required()
         if section is not None:
-            inner = f"{key}.TASK." if annotation is not section else f"{key}."
+            several = get_origin(annotation) is dict
+            inner = f"{key}.TASK." if several else f"{key}."
             yield from keys(section, inner)
 
 

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -28,6 +30,10 @@ SURFACE = {
         "pause": ["SITE", "--off", "--json"],
         "vault": ["SITE"],
         "courier": ["SITE"],
+        "ledger": ["SITE", "--json"],
+        "audit verify": ["SITE", "--json"],
+        "audit head": ["SITE", "--json"],
+        "audit show": ["SITE", "--last", "--study", "--json"],
     },
     "rarefed-server": {
         "init": [
@@ -77,7 +83,6 @@ SCRIPTS = {
 
 def surface(app: typer.Typer) -> dict[str, list[str]]:
     """Return arguments and options by command, in their order."""
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     return {
         name: [
             word
@@ -88,8 +93,17 @@ def surface(app: typer.Typer) -> dict[str, list[str]]:
                 else [parameter.name.upper()]
             )
         ]
-        for name, command in commands.items()
+        for name, command in commands_of(typer.main.get_command(app))
     }
+
+
+def commands_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command below a group with its name, those of groups within it too."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
 
 
 @pytest.mark.parametrize("program", SURFACE)
@@ -107,8 +121,7 @@ def test_console_scripts_are_those_agreed() -> None:
 @pytest.mark.parametrize("program", SURFACE)
 def test_every_command_gives_an_example(program: str) -> None:
     """The help of a command ends with a line that calls this very command."""
-    commands = typer.main.get_command(APPS[program]).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
+    for name, command in commands_of(typer.main.get_command(APPS[program])):
         assert (command.epilog or "").startswith(f"Example: {program} {name} ")
 
 

@@ -11,6 +11,10 @@ from rich.table import Table
 
 BENCHES = (
     "wire",
+    "egress_fuzz",
+    "epsilon",
+    "ledger_kills",
+    "dp_step",
     "combine_memory",
     "engines",
     "overhead",

@@ -79,7 +79,7 @@ def make_hospital(tmp_path: Path) -> Callable[..., SiteConfig]:
         folder = tmp_path / name
         folder.mkdir()
         lines = [f'name = "{name}"', f'device = "{device}"', "threads = 1", "[limits]"]
-        lines += [f"max_unreadable = {max_unreadable}"]
+        lines += [f"max_unreadable = {max_unreadable}", "minimum_patients = 1"]
         for task in tasks:
             _write_task(folder / task, task, splits)
             lines += [f"[data.{task}]", f'manifest = "{task}/labels.csv"']

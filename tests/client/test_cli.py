@@ -248,8 +248,8 @@ def test_a_study_is_approved_after_it_was_told(
     assert code == 0
     found = json.loads(out)
     assert (found["digest"], found["approved"]) == (digest, True)
-    assert "no differential privacy yet" in found["privacy"]
-    assert "no differential privacy yet" in err
+    assert "no differential privacy" in found["privacy"]
+    assert "no differential privacy" in err
     listed = json.loads(command("approve", folder, "--list", "--json")[1])["approved"]
     assert [(entry["study"], entry["digest"]) for entry in listed] == [("study", digest)]
 

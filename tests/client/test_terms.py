@@ -22,7 +22,7 @@ def test_everything_that_matters_is_told(
         "start.safetensors",
         "3 rounds of 1 epochs",
         "batches of 4",
-        "no differential privacy yet",
+        "no differential privacy",
         "held-out patients, counted",
         "histograms",
         "change of every travelling array",
@@ -38,3 +38,17 @@ def test_only_the_name_of_a_weights_file_is_told(
     """The folder of a weights file is the coordinator's own affair."""
     study = make_study(backbone={"weights": "/home/anna/start.safetensors"})
     assert terms_of(study, make_hospital())["weights"] == "start.safetensors"
+
+
+def test_privacy_is_told_as_it_will_be(
+    make_study: Callable[..., Study], make_hospital: Callable[..., SiteConfig]
+) -> None:
+    """The epsilon is the smaller of study and hospital, and no loss is said to be reported."""
+    study, config = make_study(privacy={"epsilon": 8.0, "delta": 1e-3}), make_hospital()
+    limits = config.limits.model_copy(update={"study_epsilon": 3.0, "delta": 1e-4})
+    theirs = terms_of(study, config)
+    ours = terms_of(study, config.model_copy(update={"limits": limits}))
+    assert "epsilon 8 at delta 0.001" in theirs["privacy"]
+    assert "epsilon 3 at delta 0.0001" in ours["privacy"]
+    assert "mean training loss" not in " ".join(theirs["reported"])
+    assert len(theirs["reported"]) == len(terms_of(make_study(), config)["reported"])

@@ -34,6 +34,7 @@ TREE = {
     "PausedError": ("FederationError", 41, "paused"),
     "BudgetError": ("FederationError", 42, "budget"),
     "VaultError": ("FederationError", 43, "vault"),
+    "PrivacyError": ("FederationError", 44, "privacy"),
     "OutputError": ("RarefedError", 40, "output"),
     "EnrolmentError": ("RarefedError", 50, "enrolment"),
     "KitError": ("EnrolmentError", 51, "kit"),

@@ -27,6 +27,7 @@ from common.messages import (
     order_to_record,
     reply_from_record,
     reply_to_record,
+    rounded,
     size_in_bytes,
 )
 from common.packed_arrays import PackedArrays
@@ -121,6 +122,16 @@ def test_a_reply_arrives_as_it_was_sent() -> None:
         ours, theirs = getattr(sent, field), getattr(found, field)
         assert set(ours) == set(theirs)
         assert all(digest(theirs[key]) == digest(ours[key]) for key in ours)
+
+
+def test_a_training_may_have_no_loss() -> None:
+    """A training without a loss comes back as such; metrics may be left out, some or all."""
+    quiet = TRAINING.model_copy(update={"loss": None})
+    metrics_left = {("ct", "test"): reply().metrics["ct", "test"]}
+    for sent in (reply(training=quiet, metrics={}), reply(training=quiet, metrics=metrics_left)):
+        found = reply_from_record(wired(reply_to_record(sent)))
+        assert found.training == quiet
+        assert set(found.metrics) == set(sent.metrics)
 
 
 def test_a_refusal_carries_a_code_and_nothing_else() -> None:
@@ -312,6 +323,8 @@ MALFORMED: dict[str, Callable[[RecordDict], None]] = {
     "loss is NaN": with_header("training.loss", float("nan")),
     "loss is infinite": with_header("training.loss", float("inf")),
     "loss is negative": with_header("training.loss", -1.0),
+    "loss is text": with_header("training.loss", "0.5"),
+    "no loss": with_header("training.loss", ...),
     "no steps": with_header("training.steps", ...),
     "count is negative": with_header("declaration.tasks.ct.train.images", -1),
     "count is a float": with_header("declaration.patients", 2.5),
@@ -399,6 +412,15 @@ def test_a_sites_weight_is_what_it_declared() -> None:
         assert declared.weight(group, "patients") == patients
         assert declared.weight(group, "images") == images
         assert declared.weight(group, "equal") == 1
+
+
+def test_rounded_numbers_are_the_nearest_fives() -> None:
+    """Rounding moves a number by two at most, is done once, keeps the order, and none is none."""
+    numbers = range(2000)
+    assert [rounded(n) for n in (0, 1, 2, 3, 7, 8)] == [0, 5, 5, 5, 5, 10]
+    assert all(abs(rounded(n) - n) <= 2 for n in numbers if n not in (1, 2))
+    assert all(rounded(rounded(n)) == rounded(n) and rounded(n) % 5 == 0 for n in numbers)
+    assert all(rounded(n) <= rounded(n + 1) for n in numbers)
 
 
 def test_the_size_is_that_of_the_encoded_content(tmp_path: Path) -> None:

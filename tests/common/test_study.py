@@ -60,13 +60,15 @@ SMALL: dict[str, Any] = {
 }
 
 KEYS = {
-    "Study": ["name", "rounds", "seed", "backbone", "tasks", "training", "split", "federation"],
+    "Study": ["name", "rounds", "seed", "backbone", "tasks", "training", "split", "privacy",
+              "federation"],
     "Backbone": ["name", "weights", "sha256", "image_size", "normalisation", "mean", "std"],
     "Task": ["modality", "classes", "positive", "window"],
     "Training": [
         "local_epochs", "batch_size", "optimizer", "head_lr", "backbone_lr", "weight_decay",
         "loss", "focal_gamma", "train", "clip_norm",
     ],
+    "Privacy": ["epsilon", "delta", "clip_norm", "images_per_patient"],
     "Split": ["validation", "test"],
     "Federation": [
         "strategy", "options", "weighting", "update_dtype", "quorum", "fraction", "deadline_s",
@@ -103,7 +105,7 @@ def load_text(text: str) -> Study:
     [
         ("backbone.nmae", "x", "backbone.nmae", "'name'"),
         ("tasks.t.windwo", [1, 2], "tasks.t.windwo", "'window'"),
-        ("privacy", {}, "privacy", "known are backbone, federation, name"),
+        ("reports", {}, "reports", "known are backbone, federation, name"),
         ("rounds", 2.5, "rounds", "correct the value"),
         ("rounds", 0, "rounds", "correct the value"),
         ("rounds", True, "rounds", "correct the value"),
@@ -361,6 +363,40 @@ OTHER: dict[str, Any] = {
     "federation.quorum": 4, "federation.fraction": 0.5,
     "federation.deadline_s": 60,
 }  # fmt: skip
+
+
+PRIVATE: dict[str, Any] = {
+    "epsilon": 8.0, "delta": 1e-3, "clip_norm": 2.0, "images_per_patient": 3,
+}  # fmt: skip
+
+
+def test_privacy_is_part_of_the_digest() -> None:
+    """A study with privacy is another one than without, and each of its values counts."""
+    bare = with_value(SMALL, "privacy", {"epsilon": 3.0})
+    digests = {Study.parse(SMALL).digest(), Study.parse(bare).digest()}
+    for name, value in PRIVATE.items():
+        digests.add(Study.parse(with_value(bare, f"privacy.{name}", value)).digest())
+    assert len(digests) == 2 + len(PRIVATE)
+    assert Study.parse(json.loads(Study.parse(bare).wire())).privacy == Study.parse(bare).privacy
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epsilon", 0), ("epsilon", -1.0), ("epsilon", 101), ("delta", 0), ("delta", 1.0),
+     ("clip_norm", 0.0), ("images_per_patient", 0), ("images_per_patient", 65)],
+)  # fmt: skip
+def test_a_privacy_that_is_none_is_refused(name: str, value: float) -> None:
+    """A budget of nothing or without a bound, a delta of one, no clipping: each is named."""
+    values = with_value(SMALL, "privacy", {"epsilon": 3.0, name: value})
+    with pytest.raises(StudyError, match=rf"privacy\.{name}"):
+        Study.parse(values)
+
+
+def test_gradients_are_bounded_once() -> None:
+    """A study with privacy bounds the gradient of each patient, and no other."""
+    values = with_value(SMALL, "privacy", {"epsilon": 3.0})
+    with pytest.raises(StudyError, match=r"training\.clip_norm"):
+        Study.parse(with_value(values, "training", {"clip_norm": 1.0}))
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

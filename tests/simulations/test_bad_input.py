@@ -202,7 +202,7 @@ def test_unknown_keys_are_listed_all_at_once(case: Case) -> None:
 def test_a_broken_site_file(case: Case) -> None:
     """Faults of a site.toml are 20, and the message names the file."""
     file = case.hospitals / "hospital-2" / "site.toml"
-    file.write_text(file.read_text() + '\n[limits]\nmax_unreadible = "all"\n')
+    file.write_text(file.read_text() + 'max_unreadible = "all"\n')
     case.fails(20, str(file), "max_unreadible")
 
 

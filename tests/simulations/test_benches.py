@@ -14,7 +14,15 @@ from simulations.benches import combine_parts, real
 from simulations.benches.__main__ import BENCHES
 from simulations.benches.result import KEYS, Result
 
-HELPERS = {"__main__", "combine_parts", "deployed", "result", "studies"}
+HELPERS = {
+    "__main__",
+    "combine_parts",
+    "deployed",
+    "egress_cases",
+    "egress_mutations",
+    "result",
+    "studies",
+}
 
 
 def summary_of(federated: float, pooled: float, alone: float) -> dict[str, Any]:

@@ -1,0 +1,230 @@
+"""Differentially private training of one round: DP-SGD (Abadi et al. 2016), patient by patient.
+
+A step draws patients at random. The gradient of each, the mean over its drawn images and over all
+trained parameters as one vector, is cut to the norm C; the sum over the patients gets Gaussian
+noise and is divided by the expected number of patients. One patient more or less changes the sum
+by at most C, whatever its images and tasks.
+
+Shapes: n patients of a chunk, B images, D features.
+"""
+
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.dataset import Images
+from client.losses import Loss, make_loss
+from client.optim import add_proximal_gradient, make_optimizer
+from client.plan import Plan
+from client.preprocess import normalise
+from client.private_batches import Chunk, Picture, chunks, draw, pictures_by_patient
+from client.private_check import faults_of
+from client.private_gradients import PatientGradients
+from client.private_noise import noise_for
+from client.train import Trained, channel_statistics
+from common.errors import DivergedError, PrivacyError
+from common.models import FederatedModel
+from common.private_models import check_private
+from common.study import Study
+
+Inputs = Callable[[str, NDArray[np.int64]], Tensor]
+"""From a task and indices of its images to what the network takes of them."""
+
+
+class Heads(nn.Module):
+    """The heads alone: from the features of a backbone that does not train to logits."""
+
+    def __init__(self, heads: nn.ModuleDict) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x_BD: Tensor, task: str) -> Tensor:
+        """Return the logits of one task's classes, shape (B, K)."""
+        logits: Tensor = self.heads[task](x_BD)
+        return logits
+
+
+def train_privately(
+    model: FederatedModel,
+    images: Mapping[str, Images],
+    study: Study,
+    plan: Plan,
+    *,
+    device: torch.device,
+) -> Trained:
+    """Train ``model`` in place, with the steps, draws and noise of ``plan``.
+
+    A step that draws nobody adds noise alone: leaving it out would tell that nobody was drawn.
+    Draws, noise and dropout take their randomness from the operating system, whatever was seeded.
+    Where only heads train, the features of the backbone are computed once, in evaluation mode: no
+    dropout in the backbone.
+
+    Args:
+        model: The network on ``device``; ``preflight`` has found it fit.
+        images: Training images by task.
+        study: Loss, optimizer and strategy.
+        plan: What makes the training private.
+        device: Where the arithmetic runs.
+
+    Returns:
+        The steps made and the mean loss over the drawn images. No noise covers that loss: it is
+        for the site's own log.
+
+    Raises:
+        PrivacyError: The images are not those of the patients that the plan was made for.
+        DivergedError: The loss, a gradient or an array of the network is no longer finite; the
+            caller discards the model.
+    """
+    patients = pictures_by_patient(images)
+    if len(patients) != plan.patients:
+        raise PrivacyError(
+            f"The plan is for {plan.patients} training patients, but there are {len(patients)}.",
+            remedy="Plan again for the patients that there are.",
+        )
+    # A head whose task the site does not hold would get nothing but noise.
+    absent = [model.heads[task] for task in set(study.tasks) - set(images)]
+    for head in absent:
+        head.requires_grad_(requires_grad=False)
+    try:
+        with torch.random.fork_rng():
+            # For dropout: with a seed that others know, a patient would shift the others' masks.
+            torch.manual_seed(secrets.randbits(63))
+            return _train(model, images, patients, study, plan, device)
+    finally:
+        for head in absent:
+            head.requires_grad_()
+
+
+def _train(
+    model: FederatedModel,
+    images: Mapping[str, Images],
+    patients: Sequence[Sequence[Picture]],
+    study: Study,
+    plan: Plan,
+    device: torch.device,
+) -> Trained:
+    mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
+    start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
+    optimizer = make_optimizer(model, study.training)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    network, inputs = _network(model, images, study, device)
+    loss_of = make_loss(study.training)
+    model.train()
+    seen, total = 0, 0.0
+    with noise_for(optimizer, plan, device) as add_noise, PatientGradients(network) as gradients:
+        for _ in range(plan.steps):
+            drawn = draw(
+                patients,
+                sample_rate=plan.sample_rate,
+                images_per_patient=plan.images_per_patient,
+            )
+            sums = {p: torch.zeros_like(p, requires_grad=False) for p in trained}
+            for chunk in chunks(drawn, images=study.training.batch_size):
+                total += _add_chunk(sums, gradients, chunk, images, inputs, loss_of, plan.clip_norm)
+                seen += chunk.patients * chunk.images_each
+            add_noise(sums)
+            # After the noise: the term hangs on no patient, and is not to be cut with one.
+            add_proximal_gradient(model, start, mu)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise _diverged(f"The network is no longer finite after {plan.steps} steps.")
+    return Trained(plan.steps, total / seen if seen else 0.0)
+
+
+def preflight(model: FederatedModel, study: Study) -> None:
+    """Refuse a network of which patients' gradients cannot be had, before any image is read.
+
+    The machinery of the training tells the gradients of two random images apart, and must agree
+    with autograd on each image by itself.
+
+    Raises:
+        PrivacyError: Names the backbone, what is wrong with it and the remedy.
+    """
+    check_private(model)
+    task, size = next(iter(study.tasks)), study.backbone.image_size
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, size, size, generator=generator).to(next(model.parameters()).device)
+    mode, network = model.training, _heads_alone(model)
+    wrong = faults_of(network, _features(model, x) if isinstance(network, Heads) else x, task)
+    model.train(mode)
+    if wrong:
+        raise PrivacyError(
+            f"The gradients of single patients cannot be had of {study.backbone.name}:\n"
+            + "\n".join(f"  - {fault}" for fault in wrong[:10]),
+            remedy='Use training.train = "head", which any backbone can, or a backbone such as '
+            "a ResNet with frozen normalisation, a ConvNeXt or a ViT.",
+        )
+
+
+def _network(
+    model: FederatedModel, images: Mapping[str, Images], study: Study, device: torch.device
+) -> tuple[nn.Module, Inputs]:
+    """Return what trains, and what brings images into its form."""
+    mean, std = channel_statistics(model, device)
+
+    def pixels(task: str, indices: NDArray[np.int64]) -> Tensor:
+        chosen = torch.from_numpy(indices)
+        return normalise(images[task].pixels[chosen].to(device), mean, std)
+
+    network = _heads_alone(model)
+    if not isinstance(network, Heads):
+        return network, pixels
+    features = {}
+    for task, data in images.items():
+        parts = np.array_split(np.arange(len(data)), -(-len(data) // study.training.batch_size))
+        features[task] = torch.cat([_features(model, pixels(task, part)) for part in parts])
+    return network, lambda task, indices: features[task][torch.from_numpy(indices).to(device)]
+
+
+def _features(model: FederatedModel, x_BCHW: Tensor) -> Tensor:
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        found = model.features(x_BCHW)
+    model.train(mode)
+    return found
+
+
+def _heads_alone(model: FederatedModel) -> FederatedModel | Heads:
+    trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    return model if trains else Heads(model.heads)
+
+
+def _add_chunk(
+    sums: dict[nn.Parameter, Tensor],
+    gradients: PatientGradients,
+    chunk: Chunk,
+    images: Mapping[str, Images],
+    inputs: Inputs,
+    loss_of: Loss,
+    clip_norm: float,
+) -> float:
+    """Add the clipped gradients of a chunk's patients up; return the sum of its images' losses."""
+    gradients.start(chunk.patients, chunk.images_each)
+    total = torch.zeros(())
+    for task, indices in chunk.indices.items():
+        flat = indices.ravel()
+        logits_BK = gradients.forward(inputs(task, flat), task)
+        labels_B = images[task].labels[torch.from_numpy(flat)].to(logits_BK.device)
+        total = total.to(logits_BK.device) + len(flat) * loss_of(logits_BK, labels_B)
+    norms_n = gradients.backward(total / chunk.images_each)
+    loss = total.item()
+    if not (math.isfinite(loss) and bool(norms_n.isfinite().all())):
+        raise _diverged("The loss or the gradient of a patient is not finite.")
+    factors_n = (clip_norm / (norms_n + 1e-6)).clamp(max=1.0)
+    for parameter, found in gradients.sums(factors_n).items():
+        sums[parameter] += found
+    gradients.forget()
+    return loss
+
+
+def _diverged(what: str) -> DivergedError:
+    return DivergedError(
+        what, remedy="Lower training.head_lr or training.backbone_lr, or set privacy.clip_norm."
+    )

@@ -1,0 +1,125 @@
+"""Good replies of a site, each at the door with what the door knows of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from client.config import Limits
+from client.egress import HELD_OUT, Own
+from client.suppression import behind_of, stated
+from common import metrics
+from common.messages import (
+    Counted,
+    Declaration,
+    Order,
+    Reply,
+    Splits,
+    Training,
+)
+from common.study import Study
+from common.versions import software_version
+
+CLASSES = {"ct": 2, "mr": 3}
+
+
+class Case(NamedTuple):
+    """A reply at the door, and all that the door knows."""
+
+    reply: Reply
+    order: Order
+    limits: Limits
+    own: Own
+    bypass: bool = False
+    """Whether the reply comes to the door without having been through suppression."""
+
+
+Mutation = Callable[[np.random.Generator, Case], Case]
+
+
+def good_cases() -> list[Case]:
+    """Return good replies to every kind of order, with and without privacy and rounding."""
+    exact = Limits()
+    strict = Limits(patients="rounded", histogram_patients=3, minimum_patients=6)
+    return [
+        good_case(kind, limits, private=private)
+        for kind in ("check", "train", "evaluate")
+        for limits in (exact, strict)
+        for private in (False, True)
+    ]
+
+
+def good_case(kind: Any, limits: Limits, *, private: bool) -> Case:
+    """Return a good reply of a site with two tasks."""
+    study = study_of(private=private)
+    rng = np.random.default_rng(3)
+    asked = {
+        "shared": {"w": floats(rng, (40, 30)), "scale": np.array(1.5, np.float32)},
+        "head:ct": {"h": floats(rng, (2, 9))},
+        "head:mr": {"h": floats(rng, (3, 9))},
+    }
+    order = Order(kind, study, 2, asked, "ab" * 32, None)
+    measured = {(task, split): measured_of(rng, task) for task in CLASSES for split in HELD_OUT}
+    own = Own("site-a", _declaration(limits), {key: found[1] for key, found in measured.items()})
+    reply = Reply("site-a", study.digest(), 2)
+    if kind == "check":
+        return Case(reply._replace(declaration=own.declaration), order, limits, own)
+    steps, loss = (stated(3, limits), None if private else 0.5) if kind == "train" else (0, None)
+    trained = Training(steps=steps, loss=loss, seconds=1.0, evaluation_seconds=0.25)
+    reply = reply._replace(
+        training=trained, metrics={key: found[0] for key, found in measured.items()}
+    )
+    if kind == "train":
+        groups = {g: {n: floats(rng, a.shape) for n, a in p.items()} for g, p in asked.items()}
+        weights = {group: own.declaration.weight(group, "patients") for group in groups}
+        reply = reply._replace(groups=groups, weights=weights)
+    return Case(reply, order, limits, own)
+
+
+def study_of(*, private: bool) -> Study:
+    """Return a study of both tasks."""
+    values: dict[str, Any] = {
+        "name": "study",
+        "rounds": 3,
+        "backbone": {"name": "test_resnet", "weights": "none"},
+        "tasks": {
+            "ct": {"modality": "CT", "classes": ["a", "b"], "positive": "b"},
+            "mr": {"modality": "MR", "classes": ["a", "b", "c"]},
+        },
+    }
+    return Study.parse(values | ({"privacy": {"epsilon": 8.0}} if private else {}))
+
+
+def _declaration(limits: Limits) -> Declaration:
+    counted = Counted(patients=stated(24, limits), images=stated(48, limits))
+    return Declaration(
+        software=software_version(),
+        base="ab" * 32,
+        tasks={task: Splits(train=counted, validation=counted, test=counted) for task in CLASSES},
+        unreadable=dict.fromkeys(CLASSES, stated(7, limits)),
+        patients=stated(48, limits),
+    )
+
+
+def measured_of(rng: np.random.Generator, task: str, rare: int | None = None) -> tuple[Any, Any]:
+    """Return a state of 24 patients with two images each, and who stands behind it.
+
+    With ``rare``, so many patients have the first class.
+    """
+    n_classes, positive = CLASSES[task], 1 if task == "ct" else None
+    patient = np.repeat(np.arange(24), 2)
+    labels = patient % n_classes
+    if rare is not None:
+        labels = np.where(patient < rare, 0, 1 + patient % (n_classes - 1))
+    logits = rng.normal(size=(48, n_classes)) + 2 * np.eye(n_classes)[labels]
+    state = metrics.update(metrics.zero(n_classes, positive), logits, labels, positive)
+    arrays = metrics.to_arrays(metrics.with_patients(state, 24))
+    return arrays, behind_of(labels.tolist(), [f"{task}-{p}" for p in patient], n_classes)
+
+
+def floats(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Return random numbers of a shape, float32."""
+    return np.asarray(rng.normal(size=shape), np.float32)
+
+
+# What is wrong: each takes a good case and changes one thing.

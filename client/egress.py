@@ -21,6 +21,7 @@ from common.arrays import Arrays, form_of, pieces_of, size_in_bytes
 from common.errors import EgressError, RarefedError, ReplyError
 from common.messages import Counted, Declaration, Order, Reply, Training, rounded
 from common.metrics import MetricState
+from common.update_norm import is_within
 from common.versions import software_version
 
 HELD_OUT = ("validation", "test")
@@ -167,6 +168,8 @@ def _group_faults(reply: Reply, order: Order) -> Iterator[str]:
             continue
         for name in asked:
             yield from _array_faults(group, name, change, asked, order)
+    if not is_within(reply.groups, order.study.federation.update_norm):
+        yield "the change is longer than the study allows"
 
 
 def _array_faults(

@@ -21,6 +21,7 @@ from client.train import Trained, train
 from common import metrics
 from common.arrays import Array
 from common.errors import DataError, OrderError, PrivacyError, RarefedError, StudyMismatchError
+from common.layout import STATISTICS
 from common.messages import (
     Declaration,
     Order,
@@ -31,6 +32,7 @@ from common.messages import (
 )
 from common.seeds import stream
 from common.study import Study
+from common.update_norm import factor_within
 from common.weights import put, take
 
 
@@ -261,16 +263,17 @@ def _changes(
 ) -> tuple[dict[str, dict[str, Array]], dict[str, float]]:
     """Return local minus global by group, in the study's type of number, and what each weighs."""
     declared, federation = prepared.declare(), prepared.study.federation
-    groups, weights = {}, {}
-    dtype = np.dtype(federation.update_dtype)
     state = prepared.model.state_dict()
-    for group, current in order.groups.items():
-        groups[group] = {
-            name: (state[name].cpu().numpy() - old).astype(dtype, copy=False)
-            for name, old in current.items()
-        }
-        weights[group] = declared.weight(group, federation.weighting)
-    return groups, weights
+    groups: dict[str, dict[str, Array]] = {
+        group: {name: state[name].cpu().numpy() - old for name, old in current.items()}
+        for group, current in order.groups.items()
+    }
+    factor = np.float32(factor_within(groups, federation.update_norm))
+    dtype = np.dtype(federation.update_dtype)
+    for group, arrays in groups.items():
+        by = np.float32(1.0) if group == STATISTICS else factor
+        groups[group] = {n: (change * by).astype(dtype, copy=False) for n, change in arrays.items()}
+    return groups, {group: declared.weight(group, federation.weighting) for group in groups}
 
 
 def _device(name: str) -> torch.device:

@@ -130,6 +130,8 @@ class Federation(_Section):
     """What a site's change weighs: its training patients, its training images, or the same."""
     update_dtype: Literal["float32", "float16"] = "float32"
     """How a site's change travels; ``float16`` halves what a site sends, at 11 bits a number."""
+    update_norm: Positive | None = None
+    """Bound on the L2 norm of a site's change in a round; a longer one is shortened to it."""
     quorum: Annotated[int, Field(ge=1)] = 2
     """A round with fewer usable replies is not combined."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -226,8 +228,11 @@ class Study(_Section):
         values["federation"]["options"] = {**defaults, **federation.options}
         if file is not None:
             values["backbone"]["weights"] = file.name
+        # A study without one of these keeps the digest of before there was any.
         if self.privacy is None:
-            del values["privacy"]  # a study without it keeps the digest of before there was any
+            del values["privacy"]
+        if federation.update_norm is None:
+            del values["federation"]["update_norm"]
         return values
 
 

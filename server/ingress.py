@@ -14,6 +14,7 @@ from common.errors import ReplyError
 from common.messages import Counted, Order, Reply, rounded
 from common.metrics import MetricState
 from common.study import Study
+from common.update_norm import is_within
 from server.exact_sum import largest_change, magnitude
 from server.roster import Member
 
@@ -69,6 +70,8 @@ def _group_faults(reply: Reply, order: Order) -> Iterator[str]:
             yield f"{group}: names missing or unknown: {', '.join(odd[:10])}"
             continue
         yield from _array_faults(group, change, current, order.study.federation.update_dtype)
+    if not is_within(reply.groups, bound := order.study.federation.update_norm):
+        yield f"the change is longer than the study's {bound:g}"
 
 
 def _array_faults(group: str, change: Arrays, current: Arrays, dtype: str) -> Iterator[str]:

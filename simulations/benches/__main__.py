@@ -15,6 +15,7 @@ BENCHES = (
     "epsilon",
     "ledger_kills",
     "dp_step",
+    "dp_utility",
     "combine_memory",
     "engines",
     "overhead",

@@ -25,6 +25,7 @@ from common.messages import (
     reply_to_record,
 )
 from common.study import Study
+from common.update_norm import update_norm
 from common.versions import software_version
 from simulations.benches.egress_fuzz import fuzz
 from simulations.benches.egress_mutations import MUTATIONS
@@ -390,3 +391,15 @@ def test_a_refusal_says_its_code_and_nothing_else(kind: type[RarefedError]) -> N
     header = str(reply_to_record(reply).config_records["reply"]["header"])
     assert "Jane" not in header
     assert kind.code in header
+
+
+def test_a_change_leaves_no_longer_than_the_study_allows(make_study: Callable[..., Study]) -> None:
+    """What training has not shortened to the bound is held back, whatever each array looks like."""
+    norm = update_norm(arrays())
+    for bound, passes in ((norm, True), (0.99 * norm, False)):
+        study = make_study(federation={"update_norm": bound})
+        order = Order("train", study, 2, arrays(), "0" * 64, None)
+        if passes:
+            assert let_out(good(order), order)
+        else:
+            assert "longer than the study allows" in fault_of(good(order), order)

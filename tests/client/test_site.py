@@ -29,6 +29,7 @@ from common.messages import (
 )
 from common.models import FederatedModel, build_model
 from common.study import Study
+from common.update_norm import update_norm
 from common.weights import layout_of, put, take
 
 MakeStudy = Callable[..., Study]
@@ -580,3 +581,22 @@ def test_a_round_redone_gives_the_same(
         assert digests(again.groups) == digests(first.groups)
         assert digests(again.metrics) == digests(first.metrics)
     assert answered(site, make_order(study, number=1)) == refused(study, "order")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_long_change_is_shortened(
+    dtype: str, make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """With a bound a site sends the same direction at that length; statistics stay as they are."""
+    free = make_study(federation={"update_dtype": "float32"})
+    bound = make_study(federation={"update_dtype": dtype, "update_norm": 0.01})
+    config = make_hospital()
+    whole = answered(Site(config), make_order(free)).groups
+    short = answered(Site(config), make_order(bound)).groups
+    factor = 0.01 / update_norm(whole)
+    assert factor < 1
+    for group, arrays in whole.items():
+        by = 1.0 if group == "statistics" else factor
+        for name, value in arrays.items():
+            np.testing.assert_allclose(short[group][name], value * by, rtol=2e-3, atol=1e-6)
+    assert update_norm(short) == pytest.approx(0.01, rel=1e-3)

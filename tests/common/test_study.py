@@ -71,7 +71,8 @@ KEYS = {
     "Privacy": ["epsilon", "delta", "clip_norm", "images_per_patient"],
     "Split": ["validation", "test"],
     "Federation": [
-        "strategy", "options", "weighting", "update_dtype", "quorum", "fraction", "deadline_s",
+        "strategy", "options", "weighting", "update_dtype", "update_norm", "quorum", "fraction",
+        "deadline_s",
     ],
 }  # fmt: skip
 
@@ -374,6 +375,8 @@ def test_privacy_is_part_of_the_digest() -> None:
     """A study with privacy is another one than without, and each of its values counts."""
     bare = with_value(SMALL, "privacy", {"epsilon": 3.0})
     digests = {Study.parse(SMALL).digest(), Study.parse(bare).digest()}
+    bounded = with_value(SMALL, "federation", {"update_norm": 2.0})
+    assert Study.parse(bounded).digest() not in digests
     for name, value in PRIVATE.items():
         digests.add(Study.parse(with_value(bare, f"privacy.{name}", value)).digest())
     assert len(digests) == 2 + len(PRIVATE)

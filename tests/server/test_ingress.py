@@ -22,6 +22,7 @@ from common.messages import (
     reply_to_record,
 )
 from common.study import Study
+from common.update_norm import update_norm
 from server.exact_sum import largest_change
 from server.ingress import admit
 from server.roster import Member
@@ -310,3 +311,17 @@ def test_half_precision_is_looked_at_as_closely(
     groups["shared"]["w"][0, 1] = value
     cast = reply._replace(digest=told.study.digest(), groups=groups)
     assert why in refusal(cast, told)
+
+
+def test_a_change_is_no_longer_than_the_study_allows(
+    make_study: Callable[..., Study], order: Order, reply: Reply
+) -> None:
+    """A change as long as the bound passes, over all of its arrays; one beyond it is refused."""
+    norm = update_norm(reply.groups)
+    for bound, passes in ((norm, True), (0.99 * norm, False)):
+        told = order._replace(study=make_study(federation={"update_norm": bound}))
+        sent = reply._replace(digest=told.study.digest())
+        if passes:
+            assert admit(sent, told, MEMBER)
+        else:
+            assert "longer than the study's" in refusal(sent, told)

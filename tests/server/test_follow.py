@@ -55,6 +55,7 @@ def test_every_round_is_a_line_until_the_end(
     monkeypatch.setattr(follow, "LOOK_SECONDS", 0.01)
 
     def study() -> None:
+        time.sleep(1.0)  # rounds that were there before it began are not shown
         for number in (1, 2, 3):
             history.append(folder.path, record(number))
             folder.write_progress("running", min(number, 2), 2, sites=["north"])

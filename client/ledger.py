@@ -6,9 +6,7 @@ can lose work and never budget; what was spent is composed from the lines each t
 chained (``common/chained_log.py``) and outlive rounds, restarts and studies.
 """
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -23,13 +21,16 @@ from client.ledger_entries import (
     Left,
     Spending,
     Training,
+    check_number,
+    check_turn,
     parts_of,
     privacy_of,
     training_of,
 )
 from client.plan import Plan
 from common.chained_log import ChainedLog
-from common.errors import BudgetError, ChainError, DataError, ServiceError
+from common.errors import BudgetError, ChainError, DataError
+from common.file_lock import locked
 from common.study import Study
 
 LEDGER_FILE = "ledger.jsonl"
@@ -92,8 +93,9 @@ class Ledger:
             plan: How the training is made private; None without privacy.
 
         Raises:
-            BudgetError: The study has had all of its trainings at this site, or a patient would
-                spend more than the study or the hospital allows. Nothing is written then.
+            BudgetError: The study has had all of its trainings at this site, a patient would
+                spend more than the study or the hospital allows, or the study is private and has
+                gone on past this round. Nothing is written then.
             ChainError: The ledger, or a cohort that it names, is damaged.
             DataError: It cannot be used: the disk is full or read-only.
             ServiceError: Another process did not let go of the ledger in time.
@@ -101,9 +103,10 @@ class Ledger:
         cohort = frozenset[str]().union(*patients.values())
         with self._alone():
             before = self._entered()
-            _check_number(study, order_digest, before, limits.extra_rounds)
+            check_number(study, order_digest, before, limits.extra_rounds)
             spent = None
             if plan is not None:
+                check_turn(study, number, before)
                 spent = self._check_epsilon(study, before, cohort, limits, plan)
             entry = {
                 "event": "training",
@@ -115,8 +118,7 @@ class Ledger:
                 "cohort": save_cohort(self._state, cohort),
                 "privacy": None if plan is None else privacy_of(plan),
             }
-            self._log.append(entry)
-            return Entered(self._log.entries()[-1]["hash"], spent)
+            return Entered(self._log.append(entry), spent)
 
     def check_writable(self) -> None:
         """Find out whether a training could be entered, before its images are read.
@@ -274,15 +276,10 @@ class Ledger:
             DataError: A file in the state folder cannot be read or written.
             ServiceError: Another process did not let go in time.
         """
-        lock = self._state / LOCK_FILE
         try:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _wait_for(handle, lock)
+            with locked(self._state / LOCK_FILE, seconds=LOCK_SECONDS):
                 yield
-            finally:
-                os.close(handle)
         except OSError as error:
             raise DataError(
                 f"Cannot use the ledger in {self._state}: {error.strerror}.",
@@ -290,36 +287,6 @@ class Ledger:
             ) from error
 
 
-def _check_number(
-    study: Study, order_digest: str, before: Sequence[Training], extra_rounds: int
-) -> None:
-    digest = study.digest()
-    done = {found.order for found in before if found.study == digest}
-    if order_digest not in done and len(done) >= study.rounds + extra_rounds:
-        raise BudgetError(
-            f"Study {study.name} has had {len(done)} trainings at this site; "
-            f"{study.rounds} rounds and {extra_rounds} extra are allowed.",
-            remedy="Ask the coordinator why; then raise limits.extra_rounds in site.toml, "
-            "if you agree.",
-        )
-
-
 def _default_delta(cohorts: Mapping[str, frozenset[str]]) -> float:
     """Return the delta of a hospital that has set none, from all patients ever entered."""
     return default_delta(max(2, len(frozenset[str]().union(*cohorts.values()))))
-
-
-def _wait_for(handle: int, lock: Path) -> None:
-    until = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the descriptor
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise ServiceError(
-                    f"Another process has held {lock} for {LOCK_SECONDS:.0f} seconds.",
-                    remedy="Stop the second vault of this state folder.",
-                ) from None
-            time.sleep(0.02)
-        else:
-            return

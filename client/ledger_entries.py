@@ -1,10 +1,12 @@
-"""What stands in a line of the ledger, and what is told from many of them."""
+"""What stands in a line of the ledger, and what is told or refused because of many of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from client.accounting import Mechanism
 from client.plan import Plan
+from common.errors import BudgetError
+from common.study import Study
 
 
 class Training(NamedTuple):
@@ -13,6 +15,7 @@ class Training(NamedTuple):
     study: str
     """Digest of the study."""
     name: str
+    round: int
     order: str
     """Digest of the order as it was sealed."""
     cohort: str
@@ -72,6 +75,7 @@ def training_of(entry: Mapping[str, Any]) -> Training:
     return Training(
         study=str(entry["study"]),
         name=str(entry.get("name", "")),
+        round=int(entry.get("round", 0)),
         order=str(entry["order"]),
         cohort=str(entry["cohort"] if private else entry.get("cohort", "")),
         mechanism=mechanism,
@@ -90,3 +94,38 @@ def privacy_of(plan: Plan) -> dict[str, float]:
 def parts_of(trainings: Sequence[Training]) -> list[tuple[str, Mechanism]]:
     """Return cohort and steps of those with privacy."""
     return [(found.cohort, found.mechanism) for found in trainings if found.mechanism is not None]
+
+
+def check_number(
+    study: Study, order_digest: str, before: Sequence[Training], extra_rounds: int
+) -> None:
+    """Refuse another training than those that the study and the hospital allow.
+
+    Raises:
+        BudgetError: They have all been made; the very same order counts once.
+    """
+    digest = study.digest()
+    done = {found.order for found in before if found.study == digest}
+    if order_digest not in done and len(done) >= study.rounds + extra_rounds:
+        raise BudgetError(
+            f"Study {study.name} has had {len(done)} trainings at this site; "
+            f"{study.rounds} rounds and {extra_rounds} extra are allowed.",
+            remedy="Ask the coordinator why; then raise limits.extra_rounds in site.toml, "
+            "if you agree.",
+        )
+
+
+def check_turn(study: Study, number: int, before: Sequence[Training]) -> None:
+    """Refuse a private round once a later one was trained: an old order would spend for nothing.
+
+    Raises:
+        BudgetError: A later round was trained.
+    """
+    digest = study.digest()
+    last = max((t.round for t in before if t.study == digest and t.mechanism), default=0)
+    if number < last:
+        raise BudgetError(
+            f"Round {number} of study {study.name} was asked for after round {last} was trained.",
+            remedy="If the coordinator has not gone back to an older backup, somebody hands in an "
+            "old order again: look at the audit log. A study with privacy never goes back.",
+        )

@@ -38,8 +38,8 @@ class ChainedLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, values: Mapping[str, Any]) -> None:
-        """Add an entry and sync it.
+    def append(self, values: Mapping[str, Any]) -> str:
+        """Add an entry, sync it and return its hash.
 
         A last line that was torn, by a power cut or a process killed while it wrote, is moved
         to a file of its own beside the log, and an entry ``torn`` with its SHA-256 says so.
@@ -55,7 +55,9 @@ class ChainedLog:
             raise ValueError(f"{sorted(taken)} are the log's own")
         with self._opened(os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as handle:
             end, previous = self._after_repair(handle)
-            _put(handle, end, _line(values, previous))
+            line, own = _line(values, previous)
+            _put(handle, end, line)
+        return own
 
     def repair(self) -> None:
         """Move a torn last line away as ``append`` does; do nothing where there is none.
@@ -114,7 +116,7 @@ class ChainedLog:
             number += 1
         write_atomic(aside, rest, mode=_PRIVATE)
         torn = {"event": "torn", "file": aside.name, "sha256": hashlib.sha256(rest).hexdigest()}
-        _put(handle, size - len(rest), _line(torn, previous))
+        _put(handle, size - len(rest), _line(torn, previous)[0])
         return self._after_repair(handle)
 
     def _checked(self, line: bytes, number: int | None) -> dict[str, Any]:
@@ -138,11 +140,12 @@ class ChainedLog:
         )
 
 
-def _line(values: Mapping[str, Any], previous: str) -> bytes:
+def _line(values: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
+    """Return an entry as a line, and its hash."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     entry = {"at": at, **values, "previous": previous}
-    entry["hash"] = hashlib.sha256(canonical_json(entry)).hexdigest()
-    return json.dumps(entry, allow_nan=False).encode() + b"\n"
+    own = hashlib.sha256(canonical_json(entry)).hexdigest()
+    return json.dumps({**entry, "hash": own}, allow_nan=False).encode() + b"\n", own
 
 
 def _put(handle: int, position: int, line: bytes) -> None:

@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import QuorumError, RarefedError, TaskWithoutSiteError
+from common.file_lock import locked
 from common.seals import Sealer, load_order_key
 from common.study import Study
 from server.checkpoint import load_layout
@@ -19,7 +20,6 @@ from server.config import ServerConfig
 from server.history import RoundRecord
 from server.register import load_sites
 from server.rounds import run_study
-from server.staging import locked
 from server.studies import StudyFolder
 from server.timing import DEPLOYED
 

@@ -12,10 +12,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, Validati
 
 from common.enrolment import PublicKey
 from common.errors import ServiceError
+from common.file_lock import locked
 from common.files import write_json
 from common.study import Slug
 from server.config import ServerConfig
-from server.staging import locked
 
 
 class SiteEntry(BaseModel):

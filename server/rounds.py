@@ -99,15 +99,10 @@ def run_study(
 
         members, here = gather(door, members, record)
         asked = here if last else sample(study, here, number)
-        orders = {
-            member.name: (member, make_order(study, layout, current, member, number, base))
-            for member in asked
-        }
+        orders = {m.name: (m, make_order(study, layout, current, m, number, base)) for m in asked}
         if not last:
             begin(combiners, current, study, number, asked)
-        states = hear(door, orders, combiners, record)
-
-        record.tasks = history.task_figures(study, states)
+        record.tasks = history.task_figures(study, hear(door, orders, combiners, record))
         path = settle(folder, study, record, combiners, base, members, began) or path
         outcome.records.append(record)
         watch(record)

@@ -1,11 +1,9 @@
 """Files of a folder that change together: all of the old ones or, after a crash, all of the new."""
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
+from common.file_lock import locked
 from common.files import sync, write_atomic
 
 STAGED = "rotation"
@@ -41,17 +39,6 @@ def finish(folder: Path) -> None:
             file.replace(folder / file.name.partition("-")[2])
         sync(folder)
         staged.rmdir()
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a lock between processes, on a file of its own; it ends with the process."""
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _remove(folder: Path) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from common.errors import OutputError, StudyError
+from common.file_lock import locked
 from common.files import write_atomic, write_json
 from common.study import Study
 from server.config import ServerConfig
-from server.staging import locked
 
 State = Literal["waiting", "enrolling", "running", "paused", "finished", "stopped", "failed"]
 """``waiting`` for a Flower run, ``enrolling`` sites, ``running`` rounds; ``paused`` for want of

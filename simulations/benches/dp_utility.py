@@ -14,7 +14,16 @@ from rich.console import Console
 
 from common.study import Study
 from server.history import load
-from simulations.benches.real import SHARED, dealt, find_datasets, study_of
+from simulations.benches.real import (
+    DATA,
+    WEIGHTS,
+    Data,
+    Tasks,
+    Weights,
+    dealt,
+    find_datasets,
+    study_of,
+)
 from simulations.benches.result import Result
 from simulations.run import run_simulation
 
@@ -25,11 +34,9 @@ BATCH = 8
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of data sets.")] = SHARED / "data",
-    weights: Annotated[Path, typer.Option(help="Weights of mobilenetv2_100.")] = SHARED
-    / "weights"
-    / "mobilenetv2_100_tfslim.timm.safetensors",
-    task: Annotated[list[str] | None, typer.Option(help="Folders to use; repeatable.")] = None,
+    data: Data = DATA,
+    weights: Weights = WEIGHTS,
+    task: Tasks = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
     train: Annotated[str, typer.Option(help="What trains: head, last:1, all.")] = "head",
     seeds: Annotated[int, typer.Option(help="How many seeds of deal and study.")] = 1,

@@ -15,7 +15,16 @@ from rich.console import Console
 
 from common.study import Study
 from server.history import load
-from simulations.benches.real import SHARED, dealt, find_datasets, study_of
+from simulations.benches.real import (
+    DATA,
+    WEIGHTS,
+    Data,
+    Tasks,
+    Weights,
+    dealt,
+    find_datasets,
+    study_of,
+)
 from simulations.benches.result import Result
 from simulations.run import run_simulation
 
@@ -25,11 +34,9 @@ ARMS = (("float32", "float32", 1.0), ("float16", "float16", 1.0), ("control", "f
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of data sets.")] = SHARED / "data",
-    weights: Annotated[Path, typer.Option(help="Weights of mobilenetv2_100.")] = SHARED
-    / "weights"
-    / "mobilenetv2_100_tfslim.timm.safetensors",
-    task: Annotated[list[str] | None, typer.Option(help="Folders to use; repeatable.")] = None,
+    data: Data = DATA,
+    weights: Weights = WEIGHTS,
+    task: Tasks = None,
     rounds: Annotated[int, typer.Option(help="Rounds.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of deal and study.")] = 0,
 ) -> None:

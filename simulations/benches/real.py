@@ -37,14 +37,17 @@ STUDY: dict[str, Any] = {
     # A task with many patients would else own the backbone: 1,371 groups here, 35 there.
     "federation": {"weighting": "equal"},
 }
+DATA = SHARED / "data"
+WEIGHTS = SHARED / "weights" / "mobilenetv2_100_tfslim.timm.safetensors"
+Data = Annotated[Path, typer.Option(help="Folder of data sets.")]
+Weights = Annotated[Path, typer.Option(help="Weights of mobilenetv2_100.")]
+Tasks = Annotated[list[str] | None, typer.Option(help="Folders to use; repeatable.")]
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of data sets.")] = SHARED / "data",
-    weights: Annotated[Path, typer.Option(help="Weights of mobilenetv2_100.")] = SHARED
-    / "weights"
-    / "mobilenetv2_100_tfslim.timm.safetensors",
-    task: Annotated[list[str] | None, typer.Option(help="Folders to use; repeatable.")] = None,
+    data: Data = DATA,
+    weights: Weights = WEIGHTS,
+    task: Tasks = None,
     positive: Annotated[list[str] | None, typer.Option(help="FOLDER=CLASS; repeatable.")] = None,
     skew: Annotated[str, typer.Option(help="How patients are dealt.")] = "iid",
     rounds: Annotated[int, typer.Option(help="Rounds.")] = 12,

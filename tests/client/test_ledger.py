@@ -509,3 +509,19 @@ def test_a_long_ledger_is_quick_to_read(make_study: MakeStudy, tmp_path: Path) -
     assert found.trainings == 300
     assert math.isclose(found.epsilon, cost(300, plan))
     assert used < 3.0
+
+
+def test_a_private_study_never_goes_back(make_study: MakeStudy, tmp_path: Path) -> None:
+    """An older round than the last trained is refused and costs nothing; the last may be redone."""
+    study, ledger = make_study(), Ledger(tmp_path)
+    for number in (1, 2, 2):
+        ledger.enter(study, number, order(number), PATIENTS, limits=limits(), plan=PLAN)
+    with pytest.raises(BudgetError, match="after round 2"):
+        ledger.enter(study, 1, order(1), PATIENTS, limits=limits(), plan=PLAN)
+    assert len(lines(tmp_path)) == 3
+    other = make_study(training={"head_lr": 0.5})
+    ledger.enter(other, 1, order(9), PATIENTS, limits=limits(), plan=PLAN)
+    for number in (2, 1):  # without privacy an older round may be redone
+        ledger.enter(
+            make_study(rounds=9), number, order(number), PATIENTS, limits=limits(), plan=None
+        )

@@ -142,6 +142,18 @@ def test_what_cannot_be_private_is_refused_before_an_image_is_read(
     assert entries(config) == []
 
 
+def test_a_ledger_that_cannot_be_written_is_told_before_an_image_is_read(
+    private_study: Callable[..., Study], make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """Where no training could be entered none is begun: the images here are no images."""
+    config = make_hospital(splits=SPLITS)
+    for image in Path(config.data["ct"].manifest).parent.glob("images/*"):
+        image.write_bytes(b"no image")
+    site = with_ledger(config)
+    (config.state / f".{LEDGER_FILE}.probe").mkdir(parents=True)  # stands in the way of a write
+    assert site.answer(make_order(private_study())).reply.refusal == "data"
+
+
 def test_nothing_private_is_trained_without_a_ledger(
     private_study: Callable[..., Study], make_hospital: MakeHospital, make_order: MakeOrder
 ) -> None:

@@ -165,3 +165,10 @@ def test_the_lock_falls_with_the_process(log: ChainedLog) -> None:
     filled(log, 5)
     log.entries()
     assert descriptors() == before
+
+
+def test_an_entry_is_known_by_its_hash(tmp_path: Path) -> None:
+    """What appending returns is the hash that the line bears."""
+    log = ChainedLog(tmp_path / "log.jsonl")
+    hashes = [log.append({"number": number}) for number in range(3)]
+    assert hashes == [entry["hash"] for entry in log.entries()]

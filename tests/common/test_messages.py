@@ -234,7 +234,7 @@ def test_foreign_bytes_are_no_array(data: bytes) -> None:
 
 def test_another_serialisation_is_no_array() -> None:
     """Bytes that say to be of another form than NumPy's are not read at all."""
-    record = ArrayRecord({"w": Array("float32", (2,), "torch.pickle", saved(np.zeros(2)))})
+    record = ArrayRecord({"w": Array("float32", (2,), "torch.tensor", saved(np.zeros(2)))})
     with pytest.raises(ValueError, match="torch"):
         WireArrays(record)["w"]
     with pytest.raises(KeyError):

@@ -261,7 +261,7 @@ def _bodies(study: Study, order_key: Ed25519PrivateKey, folder: Path) -> dict[st
         "not approved": _body(Order("check", stranger, 0, {}, "", None), folder, order_key),
         "empty": b"",
         "garbage": os.urandom(1000),
-        "pickle": b"\x80\x04cposix\nsystem\n(S'id'\ntR.",
+        "a program": b"\x80\x04cposix\nsystem\n(S'id'\ntR.",
         "deep": len(deep).to_bytes(8, "little") + deep,
         "long header": (2**62).to_bytes(8, "little") + b"{}",
     }

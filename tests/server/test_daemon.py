@@ -56,7 +56,7 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from server.config import ServerConfig
-from server.staging import locked
+from common.file_lock import locked
 from server.studies import StudyFolder
 
 client = ClientApp()

@@ -150,7 +150,7 @@ def test_wrong_weights(case: Case) -> None:
 
 def test_a_weights_file_that_is_none(case: Case) -> None:
     """A file that safetensors cannot read is 12."""
-    (case.folder / "w.safetensors").write_bytes(b"PK pickled")
+    (case.folder / "w.safetensors").write_bytes(b"PK an archive")
     case.replace('weights = "none"', 'weights = "w.safetensors"')
     case.fails(12, "no safetensors file")
 

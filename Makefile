@@ -12,7 +12,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # 'check' goes from the quickest to the slowest
-.PHONY: help demo federation test test-slow check format-check lint types walls docs bench format lock clean
+.PHONY: help demo federation test test-slow check format-check lint types walls docs bench fuzz format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name what; do \
@@ -49,6 +49,10 @@ docs: $(INSTALLED) ## Check that the documents name everything there is
 
 bench: $(INSTALLED) ## Run every bench and print a table
 	$(BIN)/python -m simulations.benches
+
+fuzz: $(INSTALLED) ## Read damaged image files, and try smuggling replies, for some minutes
+	$(BIN)/python -m simulations.benches.image_fuzz
+	$(BIN)/python -m simulations.benches.egress_fuzz
 
 format: $(INSTALLED) ## Let ruff format the code and correct what it can
 	$(BIN)/ruff format .

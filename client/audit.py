@@ -15,9 +15,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from client import countersigned as heads
 from client.ledger import LEDGER_FILE
+from client.pinned import load_pinned
 from common.arrays import digest, size_in_bytes
-from common.chained_log import FIRST, ChainedLog
+from common.chained_log import FIRST, ChainedLog, Head
 from common.errors import ChainError, EgressError
 
 if TYPE_CHECKING:
@@ -50,6 +52,13 @@ class Verified(NamedTuple):
     """Entries of the ledger that lines of the audit log name."""
     ledger_lines: int
     ledger_head: str
+    countersigned: int
+    """The last line that the coordinator has countersigned; 0 for none."""
+    disputed: int
+    """Heads that the coordinator countersigned and that the log did not have; all were followed by
+    one that it had."""
+    held: int | None
+    """The line whose hash was asked for; None where none was."""
 
 
 class Audit:
@@ -70,6 +79,35 @@ class Audit:
         self._began = 0.0
         self._written = 0
         self._left_out = 0
+        self._disputed: set[Head] = set()
+
+    def head(self) -> Head:
+        """Return how many lines the log has, and the hash of the last.
+
+        Raises:
+            ChainError: The log is damaged.
+            OSError: It cannot be read.
+        """
+        return self._log.head()
+
+    def holds(self, head: Head) -> bool:
+        """Say whether the log has a head that the coordinator countersigned.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return self._log.holds(head)
+
+    def note_dispute(self, head: Head, **values: Any) -> None:
+        """Write the line of a countersigned head that the log does not have; of each one line.
+
+        Raises:
+            ChainError: The log is damaged.
+            OSError: It cannot be written.
+        """
+        if head not in self._disputed:  # whoever reaches the socket can hand an old order in again
+            self.note(heads.DISPUTED, **values)
+            self._disputed.add(head)
 
     def note(self, event: str, **values: Any) -> None:
         """Write a line that is always written: of a sealed order that was followed, or a start.
@@ -112,6 +150,7 @@ class Audit:
         ledger: str | None = None,
         epsilon: float | None = None,
         carried: Mapping[str, Any] | None = None,
+        countersigned: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the line of an order and its reply.
 
@@ -129,6 +168,7 @@ class Audit:
             ledger: Hash of the entry of this training in the ledger; None without a training.
             epsilon: What the site has spent since; None without privacy, as infinity is.
             carried: What ``describe_reply`` says of the reply.
+            countersigned: What proves the head that the order countersigned, if it did.
 
         Raises:
             ChainError: The log is damaged.
@@ -147,6 +187,7 @@ class Audit:
             ledger=ledger,
             epsilon=epsilon if epsilon is not None and math.isfinite(epsilon) else None,
             **(carried or {}),
+            **({} if countersigned is None else {"countersigned": countersigned}),
         )
 
     def settle(self, *, now: bool = False) -> None:
@@ -200,40 +241,63 @@ def describe_reply(
     }
 
 
-def verify(state: Path) -> Verified:
+def verify(state: Path, held: str = "") -> Verified:
     """Check the audit log and the ledger from end to end, and that they tell the same trainings.
 
     A line that follows a training names its entry in the ledger, of the same study, round and
     order; lines of an older release name none, and an entry of the same three must be there. An
-    entry without a line is no fault: its training may have been killed.
+    entry without a line is no fault: its training may have been killed. What the coordinator has
+    countersigned must be as it was then (``client/countersigned.py``).
 
     Args:
         state: The site's state folder.
+        held: A hash that somebody holds, which must be that of a line; empty for none.
 
     Raises:
         ChainError: A log is damaged, or lines of the audit log follow trainings that the ledger
-            does not have; all of them are listed.
+            does not have, or are not as they were countersigned; all of them are listed.
+        EnrolmentError: Whom the site has joined cannot be read.
         OSError: A log cannot be read.
     """
     lines = ChainedLog(state / AUDIT_FILE).entries()  # first: the vault may be at work meanwhile
     entries = ChainedLog(state / LEDGER_FILE).entries()
     trainings = {e["hash"]: _training_of(e) for e in entries if e.get("event") == "training"}
-    named, faults = set(), []
+    named, faults = _linked(lines, trainings)
+    found = heads.check(lines, load_pinned(state))
+    faults += found.faults
+    hashes = [FIRST, *(line["hash"] for line in lines)]
+    if held and held not in hashes:
+        faults.append(f"no line has the hash {held}")
+    if faults:
+        raise ChainError(
+            f"{state / AUDIT_FILE} is not what it should be:\n"
+            + "\n".join(f"  - {fault}" for fault in faults),
+            remedy=f"Keep it and {LEDGER_FILE}, find out who changed one of them, and restore a "
+            "backup.",
+        )
+    line = hashes.index(held) if held else None
+    return Verified(
+        *(len(lines), _head(lines), len(named), len(entries), _head(entries)),
+        *(found.countersigned, found.disputed, line),
+    )
+
+
+def _linked(
+    lines: Iterable[Mapping[str, Any]], trainings: Mapping[str, Any]
+) -> tuple[set[str], list[str]]:
+    """Return the entries of the ledger that lines name, and the lines that name none."""
+    named: set[str] = set()
+    faults: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not _follows_training(line):
             continue
-        link = line["ledger"] if "ledger" in line else _older_link(line, trainings)
+        link: Any = line["ledger"] if "ledger" in line else _older_link(line, trainings)
         if link in trainings and trainings[link] == _training_of(line):
             named.add(link)
         else:
-            faults.append(f"line {number}: round {line.get('round')} of {line.get('study')}")
-    if faults:
-        raise ChainError(
-            f"{state / AUDIT_FILE} follows trainings that are not in {LEDGER_FILE}:\n"
-            + "\n".join(f"  - {fault}" for fault in faults),
-            remedy="Keep both files, find out who changed one of them, and restore a backup.",
-        )
-    return Verified(len(lines), _head(lines), len(named), len(entries), _head(entries))
+            what = f"round {line.get('round')} of {line.get('study')}"
+            faults.append(f"line {number}: {what} was trained, and is not in {LEDGER_FILE}")
+    return named, faults
 
 
 def _follows_training(line: Mapping[str, Any]) -> bool:

@@ -1,16 +1,23 @@
 """``rarefed-client``: the hospital's commands."""
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client import cli_audit, cli_daemon, cli_privacy, cli_studies
+from client import (
+    cli_audit,
+    cli_cache,
+    cli_check,
+    cli_daemon,
+    cli_manifest,
+    cli_privacy,
+    cli_studies,
+)
 from client.cli_daemon import AsJson, Site, folder_of
 from client.cli_studies import Yes, confirmed
 from common import command_line
@@ -108,44 +115,6 @@ def renew(
     out_console.print(f"New fingerprint: {fingerprint}", highlight=False)
 
 
-@app.command(epilog="Example: rarefed-client check hospital-1 --study study.toml")
-def check(
-    site: Annotated[
-        Path, typer.Argument(help="The site's folder, or its site.toml.", readable=False)
-    ],
-    study: Annotated[Path, typer.Option(help="The study that the data are for.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
-) -> None:
-    """Read every image of the study's tasks, and say what the site would bring to the study.
-
-    Nothing is trained and nothing leaves the machine. Images that cannot be read are named in
-    the site's own log.
-    """
-    from client.config import SiteConfig
-    from common.errors import TaskWithoutSiteError
-    from common.study import Study
-
-    agreed, config = Study.load(study), SiteConfig.load(site)
-    if not set(agreed.tasks) & set(config.data):
-        raise TaskWithoutSiteError(
-            f"{config.name} has none of the study's tasks ({', '.join(agreed.tasks)}).",
-            remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
-        )
-    _check_owner(config.state)
-    with err.status("reading images"):
-        from client.site import Site  # seconds to load: first what can fail at once
-
-        declaration = Site(config).declare(agreed)
-    found = declaration.model_dump()
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    out_console.print(_table(config.name, found))
-    if any(found["unreadable"].values()):
-        log = config.state / "site.log"
-        out_console.print(f"The unreadable images are named in {log}.", highlight=False)
-
-
 @app.command(epilog="Example: rarefed-client doctor hospital-1 --study study.toml")
 def doctor(
     site: Site,
@@ -202,22 +171,13 @@ def leave(site: Site, yes: Yes = False, as_json: AsJson = False) -> None:
     )
 
 
+cli_check.register(app)
 cli_studies.register(app)
 cli_daemon.register(app)
 cli_privacy.register(app)
 cli_audit.register(app)
-
-
-def _check_owner(state: Path) -> None:
-    """Refuse to work as root in the state folder of another user: the files would be root's."""
-    from common.errors import DataError
-
-    if os.geteuid() == 0 and state.exists() and state.stat().st_uid:
-        owner = state.owner()
-        raise DataError(
-            f"{state} belongs to {owner}, who could not use what root writes there.",
-            remedy=f"Put before the command: sudo -u {owner}",
-        )
+cli_cache.register(app)
+cli_manifest.register(app)
 
 
 def _check_stopped(site: Path) -> None:
@@ -243,17 +203,6 @@ def _diagnosis(name: str, findings: list["Finding"]) -> Table:
         colour, word = advised if finding.ok else ("red", "RED")
         text = f"{finding.message}\n{finding.remedy}" if finding.remedy else finding.message
         table.add_row(f"[{colour}]{word}[/]", finding.name, escape(text))
-    return table
-
-
-def _table(name: str, declared: dict[str, Any]) -> Table:
-    table = Table(title=f"{name}: patients (images)", title_justify="left")
-    table.add_column("task")
-    for column in ("train", "validation", "test", "unreadable"):
-        table.add_column(column, justify="right")
-    for task, splits in declared["tasks"].items():
-        counts = [f"{split['patients']} ({split['images']})" for split in splits.values()]
-        table.add_row(task, *counts, str(declared["unreadable"][task]))
     return table
 
 

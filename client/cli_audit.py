@@ -1,6 +1,7 @@
 """The hospital's commands that check and show its audit log."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -29,17 +30,26 @@ def register(app: typer.Typer) -> None:
 
 
 @commands.command(epilog="Example: rarefed-client audit verify hospital-1")
-def verify(site: Site, as_json: AsJson = False) -> None:
-    """Check the whole log, and that each training in it stands in the ledger.
+def verify(
+    site: Site,
+    head: Annotated[
+        str, typer.Option(help="A hash that you or the coordinator hold: it must be of a line.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check the whole log, its trainings against the ledger, and what was countersigned.
 
-    Ends with 71 when a line was changed, or taken out of the middle. Lines cut off at the end show
-    by the head: compare it with the one that you noted before.
+    Ends with 71 when a line was changed, or taken out of the middle, or when the log is not the
+    one whose head the coordinator countersigned. Lines cut off at the end show by --head.
     """
     from client import audit
     from client.config import SiteConfig
 
+    held = head.strip().lower()
+    if held and not re.fullmatch("[0-9a-f]{64}", held):
+        raise typer.BadParameter("give --head the 64 hexadecimal digits of a hash")
     config = SiteConfig.load(site)
-    found = _readable(config, lambda: audit.verify(config.state))
+    found = _readable(config, lambda: audit.verify(config.state, held))
     if as_json:
         typer.echo(json.dumps({"site": config.name, **found._asdict()}))
         return
@@ -49,7 +59,13 @@ def verify(site: Site, as_json: AsJson = False) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    out_console.print(f"head {found.head}", highlight=False, soft_wrap=True)
+    told = [f"countersigned up to line {found.countersigned} of {found.lines}"]
+    if found.disputed:
+        told.append(f"{found.disputed} disputed heads stand in it, and are countersigned by now")
+    if found.held is not None:
+        told.append(f"line {found.held} has the hash {held}")
+    told.append(f"head {found.head}")
+    out_console.print("\n".join(told), highlight=False, soft_wrap=True)
 
 
 @commands.command(epilog="Example: rarefed-client audit head hospital-1")
@@ -118,15 +134,18 @@ def _statement(site: str, lines: list[dict[str, Any]], names: dict[str, str]) ->
 
 def _what(line: dict[str, Any]) -> str:
     """Say in words what a line is of."""
+    signed = (line.get("countersigned") or {}).get("entries")
     if "kind" not in line:
         lines = f": {line['lines']} lines" if "lines" in line else ""
-        return f"{line.get('event', '')}{lines}"
+        disputed = "" if signed is None else f": what the coordinator holds of line {signed}"
+        return f"{line.get('event', '')}{lines}{disputed}"
     parts = [str(line["kind"]) or "no order"]
     if line.get("declaration"):
         parts.append("numbers of patients and images")
     parts += [f"change of {group}" for group in line.get("groups", ())]
     parts += [f"metrics {key}" for key in line.get("metrics", ())]
     parts += [f"kept back: metrics {key}" for key in line.get("suppressed", ())]
+    parts += [] if signed is None else [f"countersigned up to line {signed}"]
     return "\n".join([f"{parts[0]}:" if parts[1:] else parts[0], *(f"  {p}" for p in parts[1:])])
 
 

@@ -152,6 +152,9 @@ def _overview(found: dict[str, Any]) -> Table:
     ]
     table.add_row("approved", "\n".join(approvals) or "nothing")
     table.add_row("last exchange", found["last_exchange"] or "none yet")
+    if found["disputed"]:
+        told = f"{found['disputed']} heads that the coordinator holds; see: audit verify"
+        table.add_row("disputed", told)
     for name in found["unreadable"]:
         table.add_row("not shown", escape(name))
     return table

@@ -21,6 +21,8 @@ SITE_FILE = "site.toml"
 KEY_BYTES = 32
 _READABLE = "Let the user who runs the client read it."
 
+FindingCode = Annotated[str, Field(pattern=r"^[a-z_]{3,40}$")]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -31,13 +33,20 @@ class TaskFiles(_Section):
 
     manifest: Path
     """The table of images and labels."""
+    label: Annotated[str, Field(min_length=1, max_length=100)] = "label"
+    """The column that holds this task's labels, so that one table may serve several tasks."""
+    patients: Literal["column", "each_image"] = "column"
+    """Where patients are known from: the column ``patient_id``; or nothing is known, and each
+    image counts as a patient of its own, which the declaration then says."""
+    accept: list[FindingCode] = []
+    """Findings of the check, by code, that the hospital has looked at and lives with."""
 
 
 class Limits(_Section):
     """What the hospital insists on; a limit only tightens what a study asks."""
 
-    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of a task's rows that may be unreadable before the site refuses to take part."""
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of a task's rows that may have errors before the site refuses to take part."""
     extra_rounds: Annotated[int, Field(ge=0, le=100_000)] = 5
     """Trainings of one study that the site allows beyond the study's own number of rounds, for
     rounds that had to be redone."""
@@ -57,6 +66,8 @@ class Limits(_Section):
     """Patients that each non-empty bin of a histogram must hold; bins are merged until they do."""
     max_reply_mb: Annotated[int, Field(ge=1, le=1024 * 1024)] = 4096
     """The most that one reply may carry away, in megabytes (10^6 bytes)."""
+    max_cache_mb: Annotated[int, Field(ge=0, le=1024 * 1024)] = 20_480
+    """What prepared images may take on the disk, in megabytes (10^6 bytes); 0 keeps none."""
     patients: Literal["exact", "rounded"] = "exact"
     """How the site states its numbers of patients and images: as they are, or rounded to fives."""
 
@@ -71,6 +82,11 @@ class SiteConfig(_Section):
     """Threads of torch; 0 leaves torch's own choice."""
     state: Path = Path("state")
     """The vault's folder, of what must survive a restart: the site's key, ledger and logs."""
+    cache: Path | None = None
+    """Where prepared images are kept; left out, in the folder ``cache`` of ``state``."""
+    readers: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Processes that read images; left out, one for each core, up to 8. With 0 the vault reads them
+    itself, and a file that crashes its decoder ends the vault."""
     socket: Path = Path("run/vault.sock")
     """Where the vault listens for its courier."""
     socket_group: Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,31})?$")] = ""
@@ -101,8 +117,16 @@ class SiteConfig(_Section):
             task: files.model_copy(update={"manifest": folder / files.manifest})
             for task, files in config.data.items()
         }
-        paths = {name: folder / getattr(config, name) for name in ("state", "socket", "courier")}
+        named = [
+            n for n in ("state", "cache", "socket", "courier") if getattr(config, n) is not None
+        ]
+        paths = {name: folder / getattr(config, name) for name in named}
         return config.model_copy(update={**paths, "data": data})
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of prepared images."""
+        return self.cache or self.state / "cache"
 
     @property
     def key_file(self) -> Path:

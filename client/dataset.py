@@ -1,32 +1,34 @@
-"""A task's images in memory, by split, and the order in which training sees them.
+"""A task's images by split, on disk or in memory, and the order in which training sees them.
 
 Shapes: N images, C channels, S image size.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.images import read_image
+from client.cache import Cache
+from client.findings import Finding
+from client.gate import Terms, judge, log_verdict
 from client.manifest import Row
-from client.preprocess import prepare
+from client.reading_pass import RowRead, read_rows
 from client.split import SPLITS
-from common.errors import EmptyManifestError, ImageError
+from client.stored_pixels import PixelWriter, StoredPixels
+from common.errors import EmptyManifestError
 from common.seeds import stream
 from common.study import Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Images:
-    """The prepared images of one split."""
+    """The prepared images of one split; the same only as itself."""
 
-    pixels: Tensor
+    pixels: Tensor | StoredPixels
     """Values in [0, 1], float16, shape (N, C, S, S)."""
     labels: Tensor
     """Index of the class, int64, shape (N,)."""
@@ -48,7 +50,20 @@ class TaskData:
 
     splits: Mapping[str, Images]
     unreadable: int
-    """Images that were left out because they cannot be read; the site's log names them."""
+    """Rows that the gate left out; the site's log names them."""
+    findings: tuple[Finding, ...] = ()
+    """What the gate found."""
+
+
+@dataclass
+class _Part:
+    """What the rows of one split gave."""
+
+    writer: PixelWriter
+    reads: list[RowRead] = field(default_factory=list)
+    """One for each row, without its pixels."""
+    owners: list[int] = field(default_factory=list)
+    """Of each image, the index of its row."""
 
 
 def load_task(
@@ -56,77 +71,74 @@ def load_task(
     task: Task,
     *,
     size: int,
-    max_unreadable: float,
+    terms: Terms,
     workers: int,
     log: logging.Logger,
+    cache: Cache | None = None,
+    apart: bool = False,
 ) -> TaskData:
-    """Read and prepare every image of a task.
+    """Read and prepare every image of a task. A row with several gives each its label and patient.
 
-    An unreadable image is logged here, counted and left out.
+    A row that the gate does not let in is logged here, counted and left out.
 
     Args:
         rows: The manifest's rows by split.
         task: What the images are of.
         size: Height and width of the prepared images, in pixels.
-        max_unreadable: Share of the rows, in [0, 1], that may be unreadable.
-        workers: Threads that read.
+        terms: What the hospital asks of the rows.
+        workers: Rows that are read at a time.
         log: The site's own log, which alone names the files.
+        cache: Where prepared images are kept; with None they are all in memory.
+        apart: Read in processes apart.
 
     Raises:
-        ImageError: More rows are unreadable than the site allows; all of them are listed.
+        DataError: More rows have errors than the site allows; an ``ImageError`` where all of them
+            are images that cannot be read.
         EmptyManifestError: Fewer than two training images are left.
+        ServiceError: A process that reads cannot be started.
     """
-    splits, failures = {}, []
-    for split in SPLITS:
-        splits[split], failed = _read(rows[split], task, size, workers)
-        failures += failed
-    for failure in failures:
-        log.warning("left out: %s", failure)
-    total = sum(len(rows[split]) for split in SPLITS)
-    if len(failures) > max_unreadable * total:
-        raise ImageError(
-            f"{len(failures)} of {total} images cannot be read:\n"
-            + "\n".join(f"  - {failure}" for failure in failures),
-            remedy="Repair or remove them, or raise limits.max_unreadable in site.toml.",
-        )
+    parts = {split: _Part(PixelWriter(size, cache)) for split in SPLITS}
+    dealt = [(split, row) for split in SPLITS for row in rows[split]]
+    reads = read_rows(
+        [row for _, row in dealt], task, size=size, cache=cache, workers=workers, apart=apart
+    )
+    for (split, _), read in zip(dealt, reads, strict=True):
+        _take(parts[split], read)
+    verdict = judge({split: part.reads for split, part in parts.items()}, task, terms)
+    log_verdict(verdict, [read for part in parts.values() for read in part.reads], log)
+    if verdict.refusal is not None:
+        raise verdict.refusal
+    splits = {split: _images(part, verdict.left_out) for split, part in parts.items()}
     if len(splits["train"]) < 2:  # noqa: PLR2004 - batch norm cannot train on one image
         raise EmptyManifestError(
-            f"{len(splits['train'])} of {total} images are left to train on.",
+            f"{len(splits['train'])} of {len(dealt)} images are left to train on.",
             remedy="A task needs at least two training images; add patients to the manifest.",
         )
-    return TaskData(splits, len(failures))
+    return TaskData(splits, len(verdict.left_out), verdict.findings)
 
 
-def _read(rows: Sequence[Row], task: Task, size: int, workers: int) -> tuple[Images, list[str]]:
-    def read(row: Row) -> Tensor | ImageError:
-        try:
-            return prepare(read_image(row.path, modality=task.modality, window=task.window), size)
-        except ImageError as error:
-            return error
+def _take(part: _Part, read: RowRead) -> None:
+    """Take a row's images, and keep what is small."""
+    if read.pixels is not None:
+        part.owners += [len(part.reads)] * len(read.pixels)
+        part.writer.add(read.pixels)
+    part.reads.append(read._replace(pixels=None))
 
-    with ThreadPoolExecutor(workers) as pool:
-        results = list(pool.map(read, rows))
-    pixels, kept, failures = [], [], []
-    for row, result in zip(rows, results, strict=True):
-        if isinstance(result, ImageError):
-            failures.append(f"line {row.line}: {result.message}")
-        else:
-            pixels.append(result)
-            kept.append(row)
+
+def _images(part: _Part, left_out: Collection[int]) -> Images:
+    rows = [part.reads[owner].row for owner in part.owners]
+    pixels = part.writer.done()
+    keep = np.array([row.line not in left_out for row in rows], bool)
+    if not keep.all():
+        pixels = (
+            pixels[torch.from_numpy(keep)] if isinstance(pixels, Tensor) else pixels.chosen(keep)
+        )
+        rows = [row for row in rows if row.line not in left_out]
     return Images(
-        _stack(pixels, size),
-        torch.tensor([row.label for row in kept], dtype=torch.int64),
-        tuple(row.patient for row in kept),
-    ), failures
-
-
-def _stack(pixels: Sequence[Tensor], size: int) -> Tensor:
-    """Stack images; where grey and colour are mixed, grey gets three equal channels."""
-    channels = max((image.shape[0] for image in pixels), default=1)
-    stacked = torch.empty((len(pixels), channels, size, size), dtype=torch.float16)
-    for target, image in zip(stacked, pixels, strict=True):
-        target.copy_(image.expand(channels, -1, -1))
-    return stacked
+        pixels,
+        torch.tensor([row.label for row in rows], dtype=torch.int64),
+        tuple(row.patient for row in rows),
+    )
 
 
 @dataclass(frozen=True)

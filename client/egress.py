@@ -19,13 +19,12 @@ from client.suppression import Behind, Key, stated, withheld
 from common import errors, metrics
 from common.arrays import Arrays, form_of, pieces_of, size_in_bytes
 from common.errors import EgressError, RarefedError, ReplyError
+from common.held_out import HELD_OUT, SPLIT_OF
 from common.messages import Counted, Declaration, Order, Reply, Training, rounded
 from common.metrics import MetricState
 from common.update_norm import is_within
 from common.versions import software_version
 
-HELD_OUT = ("validation", "test")
-"""The splits that a site reports metrics of."""
 REFUSALS = frozenset(
     value.code
     for value in vars(errors).values()
@@ -97,6 +96,8 @@ def _text_faults(reply: Reply, order: Order, own: Own) -> Iterator[str]:
         yield "it is for another study"
     if type(reply.round) is not int or reply.round != order.round:
         yield "it is for another round"
+    if reply.audit is not None:
+        yield "a head of the audit log, which the log alone may tell"
     if reply.refusal and reply.refusal not in REFUSALS:
         yield "the reason is no known code"
     if reply.refusal and reply != Reply(reply.site, reply.digest, reply.round, reply.refusal):
@@ -121,6 +122,8 @@ def _declaration_faults(
         yield "the declaration has tasks that are none of the study's"
     if not set(declared.unreadable) <= set(declared.tasks):
         yield "the declaration has unreadable images of other tasks"
+    if not set(declared.each_image) <= set(declared.tasks):
+        yield "the declaration names other tasks, whose patients are not known"
     if any(stated(number, limits) != number for number in _numbers(declared)):
         yield "the declaration has numbers that are not rounded"
 
@@ -210,7 +213,7 @@ def _metrics_faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Ite
     tasks = order.study.tasks if order.kind != "check" else {}
     states: dict[Key, MetricState] = {}
     for (name, split), arrays in reply.metrics.items():
-        if name not in tasks or split not in HELD_OUT or (name, split) not in own.behind:
+        if name not in tasks or split not in SPLIT_OF or (name, split) not in own.behind:
             yield "metrics of a task or split that were not asked for"
             continue
         if not all(_is_plain(array) for array in arrays.values()):
@@ -223,21 +226,22 @@ def _metrics_faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Ite
             yield f"{name}, {split}: {error.message}"
             continue
         states[name, split] = state
-        counted: Counted = getattr(own.declaration.tasks[name], split)
-        if not _agree(state, counted, own.behind[name, split]):
+        counted: Counted = getattr(own.declaration.tasks[name], SPLIT_OF[split])
+        of_images = split in HELD_OUT
+        if not _agree(state, counted, own.behind[name, split], of_images=of_images):
             yield f"{name}, {split}: not of this site's patients and images"
     for (name, split), reason in withheld(states, order, limits, own.behind).items():
         yield f"{name}, {split}: {reason}"
 
 
-def _agree(state: MetricState, declared: Counted, behind: Behind) -> bool:
+def _agree(state: MetricState, declared: Counted, behind: Behind, *, of_images: bool) -> bool:
     """Say whether a state counts what the site has, class by class."""
-    images = [sum(group.values()) for group in behind.classes]
+    counts = [sum(group.values()) for group in behind.classes]
     return (
         declared.patients in (state.n_patients, rounded(state.n_patients))
-        and declared.images in (state.n_images, rounded(state.n_images))
+        and (not of_images or declared.images in (state.n_images, rounded(state.n_images)))
         and state.n_patients == len(set().union(*behind.classes))
-        and state.confusion.sum(axis=1).tolist() == images
+        and state.confusion.sum(axis=1).tolist() == counts
     )
 
 

@@ -53,7 +53,7 @@ device = "auto"          # "cpu", "cuda" or "auto": CUDA when it is there
 # manifest = "/data/ct/labels.csv"
 
 # [limits]
-# max_unreadable = 0.1   # share of a task's images that may be unreadable
+# max_unreadable = 0.02  # share of a task's rows that may have errors
 """
 
 

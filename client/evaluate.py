@@ -1,26 +1,46 @@
 """What the network does on held-out images. Shapes: N images, B batch, K classes."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from client.dataset import Images
+from client.features import BATCH, FrozenFeatures, channel_statistics
+from client.patients import have_several, state_of_patients
 from client.preprocess import normalise
-from client.train import channel_statistics
 from common import metrics
 from common.errors import DivergedError
 from common.metrics import MetricState
 from common.models import FederatedModel
 from common.study import Task
 
-BATCH = 64
-"""Images that go through the network at once; a matter of speed alone."""
+
+class Measured(NamedTuple):
+    """One split's sums and histograms, from which the coordinator computes every metric."""
+
+    of_images: MetricState
+    of_patients: MetricState | None
+    """Each patient counts once; None where every patient has one image."""
 
 
 def logits_of(
-    model: FederatedModel, images: Images, task: str, *, device: torch.device
+    model: FederatedModel,
+    images: Images,
+    task: str,
+    *,
+    device: torch.device,
+    features: FrozenFeatures | None = None,
 ) -> NDArray[np.float32]:
     """Return the logits of every image, shape (N, K), the network in evaluation mode.
+
+    Args:
+        model: The network on ``device``.
+        images: What it looks at.
+        task: Whose head is asked.
+        device: Where the arithmetic runs.
+        features: Where those of the images are kept; None where the backbone trains.
 
     Raises:
         DivergedError: A logit is not finite.
@@ -28,11 +48,14 @@ def logits_of(
     model.eval()
     mean, std = channel_statistics(model, device)
     with torch.inference_mode():
-        parts = [
-            model(normalise(x_BCHW.to(device), mean, std), task).float().cpu()
-            for x_BCHW in images.pixels.split(BATCH)
-            if len(x_BCHW)
-        ]
+        if features is not None:
+            parts = [model.heads[task](features.of(images)).float().cpu()]
+        else:
+            parts = [
+                model(normalise(x_BCHW.to(device), mean, std), task).float().cpu()
+                for x_BCHW in images.pixels.split(BATCH)
+                if len(x_BCHW)
+            ]
     if not parts:
         classes = model.get_parameter(f"heads.{task}.bias").numel()
         return np.zeros((0, classes), np.float32)
@@ -43,11 +66,25 @@ def logits_of(
 
 
 def evaluate(
-    model: FederatedModel, images: Images, name: str, task: Task, *, device: torch.device
-) -> MetricState:
-    """Return the sums and histograms from which the coordinator computes every metric."""
-    logits = logits_of(model, images, name, device=device)
-    return state_of(logits, images, task)
+    model: FederatedModel,
+    images: Images,
+    name: str,
+    task: Task,
+    *,
+    device: torch.device,
+    features: FrozenFeatures | None = None,
+) -> Measured:
+    """Return what the network's logits on a split's images are measured as."""
+    return measured(logits_of(model, images, name, device=device, features=features), images, task)
+
+
+def measured(logits: NDArray[np.floating], images: Images, task: Task) -> Measured:
+    """Return the metric states of logits, shape (N, K), by image and by patient."""
+    several = have_several(images)
+    return Measured(
+        state_of(logits, images, task),
+        state_of_patients(logits, images, task) if several else None,
+    )
 
 
 def state_of(logits: NDArray[np.floating], images: Images, task: Task) -> MetricState:

@@ -27,7 +27,7 @@ from client.ledger_entries import (
     privacy_of,
     training_of,
 )
-from client.plan import Plan
+from client.plan import Begun, Plan
 from common.chained_log import ChainedLog
 from common.errors import BudgetError, ChainError, DataError
 from common.file_lock import locked
@@ -143,6 +143,21 @@ class Ledger:
             ChainError: The ledger is damaged.
         """
         return {found.study: found.name for found in self._entered()}
+
+    def first_plan(self, study_digest: str) -> Begun | None:
+        """Return how a study's first private training was made; None when there was none.
+
+        Raises:
+            ChainError: The ledger is damaged.
+        """
+        return next(
+            (
+                Begun(found.mechanism, found.epsilon, found.delta)
+                for found in self._entered()
+                if found.study == study_digest and found.mechanism is not None
+            ),
+            None,
+        )
 
     def plan_limits(self, study_digest: str) -> tuple[float, float] | None:
         """Return a study's epsilon and delta as of its last training; None without privacy.

@@ -1,33 +1,40 @@
 """The manifest: a hospital's table of images and labels, checked as a whole.
 
-Columns ``path``, ``label`` and ``patient_id`` must be there; ``site``, ``group``, ``mask`` and
-``split`` may be; others are ignored. A refusal names lines and columns and prints labels, but
-never a patient, a group or a path.
+``client/manifest_columns.py`` has the columns; others are ignored. A refusal names lines and
+columns and prints labels, but never a patient, a group or a path.
 """
 
-import csv
 import hmac
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import EmptyManifestError, LabelError, ManifestError, MissingFolderError
+from client.config import SiteConfig, site_key
+from client.manifest_columns import (
+    OPTIONAL,
+    REQUIRED,
+    Details,
+    column_faults,
+    column_notes,
+    details_of,
+)
+from client.manifest_table import Line, columns_of, lines_of
+from common.errors import EmptyManifestError, LabelError, ManifestError
 
-REQUIRED = ("path", "label", "patient_id")
 FIXED_SPLITS = ("train", "validation", "test")
 LISTED_FAULTS = 50
-_EXTRA = "(beyond the header)"
+_BEYOND = "(beyond the header)"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image of the manifest."""
+    """One image of the manifest, or one volume."""
 
     line: int
     """Line in the file, from 1; the header is the first."""
     path: Path
-    """The image, absolute and with symbolic links followed."""
+    """The image, or the folder of a series; absolute and with symbolic links followed."""
     label: int
     """Index of the class."""
     patient: str
@@ -38,6 +45,40 @@ class Row:
     """The lesion mask, absolute."""
     fixed_split: str | None = None
     """The split that the hospital insists on."""
+    laterality: str = ""
+    """L, R or unknown."""
+    date: str = ""
+    """Of the study, as ISO 8601 has it."""
+    scanner: str = ""
+    """At most 64 characters."""
+    box: tuple[int, int, int, int] | None = None
+    """Where the lesion is: x, y, width and height, in pixels from the upper left corner."""
+    age: str = ""
+    """A band of ten years, such as 40-49."""
+    sex: str = ""
+    """M, F, O or unknown."""
+    slices: tuple[int, ...] = ()
+    """Slices or frames of a volume, counted from 1, where the study asks for those listed."""
+    site: str = ""
+    """Where the image was made, at most 64 characters."""
+
+
+class Manifest(NamedTuple):
+    """What a manifest says of one task."""
+
+    rows: list[Row]
+    unlabelled: int = 0
+    """Rows that were left out, since they have no label of this task."""
+    notes: tuple[str, ...] = ()
+    """Columns that are ignored and look like a slip."""
+
+
+class _Context(NamedTuple):
+    folder: Path
+    classes: Sequence[str]
+    key: bytes
+    label: str
+    each_image: bool
 
 
 class _Fault(NamedTuple):
@@ -46,15 +87,54 @@ class _Fault(NamedTuple):
     what: str
 
 
-def read_manifest(file: Path, *, task: str, classes: Sequence[str], key: bytes) -> list[Row]:
+def manifest_of(config: SiteConfig, task: str, classes: Sequence[str]) -> Manifest:
+    """Read the manifest of a site's task as the site's configuration says.
+
+    Where one table serves several tasks, a row without a label of this one is left out; in a table
+    of its own such a row is a fault.
+
+    Args:
+        config: The hospital; it has the task.
+        task: Name of the task.
+        classes: The task's classes, in the order of the head.
+
+    Raises:
+        DataError: As ``read_manifest`` and ``site_key``.
+    """
+    files = config.data[task]
+    tables = [other.manifest.resolve() for other in config.data.values()]
+    return read_manifest(
+        files.manifest,
+        task=task,
+        classes=classes,
+        key=site_key(config),
+        label=files.label,
+        each_image=files.patients == "each_image",
+        sparse=files.label != "label" or tables.count(files.manifest.resolve()) > 1,
+    )
+
+
+def read_manifest(
+    file: Path,
+    *,
+    task: str,
+    classes: Sequence[str],
+    key: bytes,
+    label: str = "label",
+    each_image: bool = False,
+    sparse: bool = False,
+) -> Manifest:
     """Read a manifest. Whether its images can be read is not looked at here.
 
     Args:
-        file: A CSV file in UTF-8, with or without byte order mark; paths in it count from its
-            folder.
+        file: A Parquet file, or a CSV file in UTF-8, with or without byte order mark; paths in it
+            count from its folder.
         task: Name of the task, for messages.
         classes: The task's classes, in the order of the head.
         key: The site's key.
+        label: The column of the task's labels.
+        each_image: Each image is its own patient, known by its path. The table names no patients.
+        sparse: Leave out rows without a label, instead of refusing them.
 
     Returns:
         The rows, in the order of the file.
@@ -65,16 +145,28 @@ def read_manifest(file: Path, *, task: str, classes: Sequence[str], key: bytes) 
         LabelError: Labels, and nothing else, are wrong.
         ManifestError: The columns or rows have other faults. All are listed at once.
     """
-    lines = _lines(file)
-    if not lines:
-        raise EmptyManifestError(
-            f"The manifest of {task}, {file}, has no rows.", remedy="List at least two images."
-        )
-    folder = file.parent.resolve()
-    faults = list(_faults(lines, folder, classes))
+    context = _Context(file.parent.resolve(), classes, key, label, each_image)
+    columns = columns_of(file)
+    _check_columns(file, columns, context)
+    rows, faults, unlabelled = [], [], 0
+    seen: dict[Path, list[Row]] = {}
+    for line in lines_of(file, tuple(dict.fromkeys((*REQUIRED, label, *OPTIONAL)))):
+        if sparse and not line.cells[label]:
+            unlabelled += 1
+            continue
+        row, found = _read(line, context)
+        if row is not None:
+            found += _repetitions(row, seen.setdefault(row.path, []))
+            rows.append(row)
+        faults += found
     if faults:
-        raise _refusal(file, task, faults, classes)
-    return [_row(line, cells, folder, classes, key) for line, cells in lines]
+        raise _refusal(file, context, task, faults)
+    if not rows:
+        what = f"has no row with a {label!r}" if unlabelled else "has no rows"
+        raise EmptyManifestError(
+            f"The manifest of {task}, {file}, {what}.", remedy="List at least two images."
+        )
+    return Manifest(rows, unlabelled, column_notes([name for name in columns if name != label]))
 
 
 def keyed_hash(key: bytes, identifier: str) -> str:
@@ -86,105 +178,109 @@ def keyed_hash(key: bytes, identifier: str) -> str:
     return hmac.digest(key, b"patient\0" + identifier.encode(), "sha256").hex()[:32]
 
 
-def _lines(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return every row that is not blank: its line and its cells by column."""
-    if not file.is_file():
-        missing = "file" if file.parent.is_dir() else "folder"
-        raise MissingFolderError(
-            f"There is no manifest {file}: the {missing} is missing.",
-            remedy="Correct 'manifest' in site.toml; it counts from that file's folder.",
-        )
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened, strict=True)
-            columns = [column.strip() for column in next(reader, [])]
-            _check_columns(file, columns)
-            rows, line = [], reader.line_num + 1
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    named = dict.fromkeys(columns, "")  # what a short row leaves out is empty
-                    named |= zip(columns, map(str.strip, cells), strict=False)
-                    named[_EXTRA] = "".join(cells[len(columns) :]).strip()
-                    rows.append((line, named))
-                line = reader.line_num + 1  # a quoted cell may span lines: count from its first
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        # The exception's own text may quote a row.
-        raise ManifestError(
-            f"The manifest {file} is no readable CSV file ({type(error).__name__}).",
-            remedy="Save it as comma-separated values in UTF-8.",
-        ) from error
-    return rows
-
-
-def _check_columns(file: Path, columns: Sequence[str]) -> None:
-    faults = [f"there is no column {name!r}" for name in REQUIRED if name not in columns]
-    known = (*REQUIRED, "site", "group", "mask", "split")
-    faults += [f"the column {name!r} is there twice" for name in known if columns.count(name) > 1]
-    if faults:
+def _check_columns(file: Path, columns: Sequence[str], context: _Context) -> None:
+    needed = ["path", context.label] + ([] if context.each_image else ["patient_id"])
+    if faults := column_faults(columns, label=context.label, required=needed):
         raise ManifestError(
             f"Line 1 of the manifest {file}:\n" + "\n".join(f"  - {fault}" for fault in faults),
-            remedy=f"The first line names the columns, with commas between: {','.join(REQUIRED)}.",
+            remedy=f"The first line names the columns, with commas between: {','.join(needed)}.",
         )
 
 
-def _faults(
-    lines: Sequence[tuple[int, dict[str, str]]], folder: Path, classes: Sequence[str]
-) -> Iterator[_Fault]:
-    first_line: dict[Path, int] = {}
-    for line, cells in lines:
-        if cells[_EXTRA]:
-            yield _Fault(line, _EXTRA, "more cells than columns; quote a cell with a comma")
-        for column in ("path", "mask"):
-            if fault := _path_fault(cells.get(column, ""), folder, required=column == "path"):
-                yield _Fault(line, column, fault)
-            elif column == "path":
-                path = (folder / cells["path"]).resolve()
-                if (first := first_line.setdefault(path, line)) != line:
-                    what = f"the same file as in line {first}; keep one of the two"
-                    yield _Fault(line, column, what)
-        if cells["label"] not in classes:
-            yield _Fault(line, "label", f"{cells['label'][:40]!r} is no class of the task")
-        if not cells["patient_id"] and not cells.get("group"):
-            what = "empty; give the patient, or a group that no patient shares with another"
-            yield _Fault(line, "patient_id", what)
-        if cells.get("split") and cells["split"] not in FIXED_SPLITS:
-            what = f"not one of {', '.join(FIXED_SPLITS)}; correct it or leave it empty"
-            yield _Fault(line, "split", what)
+def _read(line: Line, context: _Context) -> tuple[Row | None, list[_Fault]]:
+    """Return the row of a line, if its paths are right, and all that is wrong with the line."""
+    paths, faults = {}, list(_faults(line, context))
+    for column in ("path", "mask"):
+        try:
+            if column == "path" or line.cells.get(column):
+                paths[column] = _resolved(line.cells[column], context.folder)
+        except ValueError as error:
+            faults.append(_Fault(line.number, column, str(error)))
+    details, wrong = details_of(line.cells)
+    faults += [_Fault(line.number, column, what) for column, what in wrong]
+    if any(fault.column in {"path", "mask"} for fault in faults):
+        return None, faults
+    return _row(line, context, paths["path"], paths.get("mask"), details), faults
 
 
-def _path_fault(text: str, folder: Path, *, required: bool) -> str:
-    """Say why a path may not be used, or nothing."""
+def _faults(line: Line, context: _Context) -> Iterator[_Fault]:
+    number, cells = line.number, line.cells
+    if line.surplus:
+        yield _Fault(number, _BEYOND, "more cells than columns; quote a cell with a comma")
+    label = cells[context.label]
+    if label not in context.classes:
+        yield _Fault(number, context.label, f"{label[:40]!r} is no class of the task")
+    if fault := _patient_fault(cells.get("patient_id", ""), cells.get("group", ""), context):
+        yield _Fault(number, "patient_id", fault)
+    if cells.get("split") and cells["split"] not in FIXED_SPLITS:
+        what = f"not one of {', '.join(FIXED_SPLITS)}; correct it or leave it empty"
+        yield _Fault(number, "split", what)
+
+
+def _patient_fault(patient: str, group: str, context: _Context) -> str:
+    if context.each_image:
+        what = "filled, though site.toml says that each image is its own patient; correct either"
+        return what if patient else ""
+    if patient or group:
+        return ""
+    return "empty; give the patient, or a group that no patient shares with another"
+
+
+def _resolved(text: str, folder: Path) -> Path:
+    """Return the file or folder that a cell names; a ValueError says why it may not be used."""
     if not text:
-        return "empty; name the image's file" if required else ""
+        raise ValueError("empty; name the image's file")
     if "\\" in text or "\0" in text:
-        return "a character that no path may have; write it with '/' between folders"
+        raise ValueError("a character that no path may have; write it with '/' between folders")
     outside = "outside the manifest's folder; move the file into it"
-    if Path(text).is_absolute() or PureWindowsPath(text).drive or ".." in Path(text).parts:
-        return outside
+    given = Path(text)
+    if given.is_absolute() or text[1:2] == ":" or ".." in given.parts:  # a drive of Windows, too
+        raise ValueError(outside)
     try:
-        resolved = (folder / text).resolve()
+        resolved = (folder / given).resolve()
     except (OSError, RuntimeError):  # a loop of symbolic links
-        return "a path that leads nowhere; correct it"
-    return "" if resolved.is_relative_to(folder) else outside
+        raise ValueError("a path that leads nowhere; correct it") from None
+    if not resolved.is_relative_to(folder):
+        raise ValueError(outside)
+    return resolved
 
 
-def _row(line: int, cells: dict[str, str], folder: Path, classes: Sequence[str], key: bytes) -> Row:
-    patient, group = cells["patient_id"], cells.get("group", "")
-    mask = cells.get("mask", "")
+def _repetitions(row: Row, before: list[Row]) -> Iterator[_Fault]:
+    """Yield what is wrong with several rows of one file, and add the row to those before.
+
+    They may name different slices or boxes of it, but not different patients.
+    """
+    for other in before:
+        if (other.slices, other.box) == (row.slices, row.box):
+            what = f"the same file as in line {other.line}; keep one of the two"
+            yield _Fault(row.line, "path", what)
+            break
+    if before and before[0].patient != row.patient and before[0].unit != row.unit:
+        what = f"another patient than in line {before[0].line}, which has the same file"
+        yield _Fault(row.line, "patient_id", what)
+    before.append(row)
+
+
+def _row(line: Line, context: _Context, path: Path, mask: Path | None, details: Details) -> Row:
+    """Return the row of a line; where a cell is wrong, any value."""
+    cells = line.cells
+    patient, group = cells.get("patient_id", ""), cells.get("group", "")
+    if context.each_image:
+        patient = f"image\0{path.relative_to(context.folder).as_posix()}"  # moves with the folder
+    label = cells[context.label]
     return Row(
-        line=line,
-        path=(folder / cells["path"]).resolve(),
-        label=classes.index(cells["label"]),
-        patient=keyed_hash(key, patient or group),
-        unit=keyed_hash(key, group or patient),
-        mask=(folder / mask).resolve() if mask else None,
+        line=line.number,
+        path=path,
+        label=context.classes.index(label) if label in context.classes else -1,
+        patient=keyed_hash(context.key, patient or group),
+        unit=keyed_hash(context.key, group or patient),
+        mask=mask,
         fixed_split=cells.get("split") or None,
+        **details._asdict(),
     )
 
 
-def _refusal(
-    file: Path, task: str, faults: Sequence[_Fault], classes: Sequence[str]
-) -> ManifestError:
+def _refusal(file: Path, context: _Context, task: str, faults: Sequence[_Fault]) -> ManifestError:
     shown = [f"  - line {line}, {column}: {what}" for line, column, what in faults[:LISTED_FAULTS]]
     if (rest := len(faults) - LISTED_FAULTS) > 0:
         shown.append(f"  - and {rest} more")
@@ -192,6 +288,6 @@ def _refusal(
     message = f"The manifest of {task}, {file}, has {count}:\n" + "\n".join(shown)
     wrong = {fault.column for fault in faults}
     remedy = "Correct each line."
-    if "label" in wrong:
-        remedy += f" The classes of {task} are {', '.join(classes)}."
-    return (LabelError if wrong == {"label"} else ManifestError)(message, remedy=remedy)
+    if context.label in wrong:
+        remedy += f" The classes of {task} are {', '.join(context.classes)}."
+    return (LabelError if wrong == {context.label} else ManifestError)(message, remedy=remedy)

@@ -10,43 +10,25 @@ Shapes: n patients of a chunk, B images, D features.
 
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.dataset import Images
+from client.features import FrozenFeatures, Heads, features_of, frozen_features
 from client.losses import Loss, make_loss
 from client.optim import add_proximal_gradient, make_optimizer
 from client.plan import Plan
-from client.preprocess import normalise
 from client.private_batches import Chunk, Picture, chunks, draw, pictures_by_patient
 from client.private_check import faults_of
 from client.private_gradients import PatientGradients
 from client.private_noise import noise_for
-from client.train import Trained, channel_statistics
+from client.train import Inputs, Trained, training_inputs
 from common.errors import DivergedError, PrivacyError
 from common.models import FederatedModel
 from common.private_models import check_private
 from common.study import Study
-
-Inputs = Callable[[str, NDArray[np.int64]], Tensor]
-"""From a task and indices of its images to what the network takes of them."""
-
-
-class Heads(nn.Module):
-    """The heads alone: from the features of a backbone that does not train to logits."""
-
-    def __init__(self, heads: nn.ModuleDict) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, x_BD: Tensor, task: str) -> Tensor:
-        """Return the logits of one task's classes, shape (B, K)."""
-        logits: Tensor = self.heads[task](x_BD)
-        return logits
 
 
 def train_privately(
@@ -56,20 +38,22 @@ def train_privately(
     plan: Plan,
     *,
     device: torch.device,
+    features: FrozenFeatures | None = None,
 ) -> Trained:
     """Train ``model`` in place, with the steps, draws and noise of ``plan``.
 
     A step that draws nobody adds noise alone: leaving it out would tell that nobody was drawn.
-    Draws, noise and dropout take their randomness from the operating system, whatever was seeded.
-    Where only heads train, the features of the backbone are computed once, in evaluation mode: no
-    dropout in the backbone.
+    Draws, noise, dropout and augmentation take their randomness from the operating system,
+    whatever was seeded. Where only heads train, the backbone is in evaluation mode, without
+    dropout, and the features of images that are not varied are computed once.
 
     Args:
         model: The network on ``device``; ``preflight`` has found it fit.
         images: Training images by task.
-        study: Loss, optimizer and strategy.
+        study: Loss, optimizer, strategy and augmentation.
         plan: What makes the training private.
         device: Where the arithmetic runs.
+        features: Where those of the images are kept from round to round, if they are.
 
     Returns:
         The steps made and the mean loss over the drawn images. No noise covers that loss: it is
@@ -92,9 +76,11 @@ def train_privately(
         head.requires_grad_(requires_grad=False)
     try:
         with torch.random.fork_rng():
-            # For dropout: with a seed that others know, a patient would shift the others' masks.
+            # For dropout and augmentation: with a seed that others know, a patient would shift
+            # the others' masks and variations.
             torch.manual_seed(secrets.randbits(63))
-            return _train(model, images, patients, study, plan, device)
+            features = features or frozen_features(model, device)
+            return _train(model, images, patients, study, plan, device, features)
     finally:
         for head in absent:
             head.requires_grad_()
@@ -107,12 +93,14 @@ def _train(
     study: Study,
     plan: Plan,
     device: torch.device,
+    features: FrozenFeatures | None,
 ) -> Trained:
     mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
     start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
     optimizer = make_optimizer(model, study.training)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    network, inputs = _network(model, images, study, device)
+    network = model if features is None else Heads(model.heads)
+    inputs = training_inputs(model, images, study, device=device, features=features, generator=None)
     loss_of = make_loss(study.training)
     model.train()
     seen, total = 0, 0.0
@@ -150,8 +138,11 @@ def preflight(model: FederatedModel, study: Study) -> None:
     task, size = next(iter(study.tasks)), study.backbone.image_size
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, size, size, generator=generator).to(next(model.parameters()).device)
-    mode, network = model.training, _heads_alone(model)
-    wrong = faults_of(network, _features(model, x) if isinstance(network, Heads) else x, task)
+    mode = model.training
+    if frozen_features(model, x.device) is None:
+        wrong = faults_of(model, x, task)
+    else:
+        wrong = faults_of(Heads(model.heads), features_of(model, x), task)
     model.train(mode)
     if wrong:
         raise PrivacyError(
@@ -160,40 +151,6 @@ def preflight(model: FederatedModel, study: Study) -> None:
             remedy='Use training.train = "head", which any backbone can, or a backbone such as '
             "a ResNet with frozen normalisation, a ConvNeXt or a ViT.",
         )
-
-
-def _network(
-    model: FederatedModel, images: Mapping[str, Images], study: Study, device: torch.device
-) -> tuple[nn.Module, Inputs]:
-    """Return what trains, and what brings images into its form."""
-    mean, std = channel_statistics(model, device)
-
-    def pixels(task: str, indices: NDArray[np.int64]) -> Tensor:
-        chosen = torch.from_numpy(indices)
-        return normalise(images[task].pixels[chosen].to(device), mean, std)
-
-    network = _heads_alone(model)
-    if not isinstance(network, Heads):
-        return network, pixels
-    features = {}
-    for task, data in images.items():
-        parts = np.array_split(np.arange(len(data)), -(-len(data) // study.training.batch_size))
-        features[task] = torch.cat([_features(model, pixels(task, part)) for part in parts])
-    return network, lambda task, indices: features[task][torch.from_numpy(indices).to(device)]
-
-
-def _features(model: FederatedModel, x_BCHW: Tensor) -> Tensor:
-    mode = model.training
-    model.eval()
-    with torch.no_grad():
-        found = model.features(x_BCHW)
-    model.train(mode)
-    return found
-
-
-def _heads_alone(model: FederatedModel) -> FederatedModel | Heads:
-    trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    return model if trains else Heads(model.heads)
 
 
 def _add_chunk(

@@ -21,6 +21,7 @@ from client.train import Trained, train
 from common import metrics
 from common.arrays import Array
 from common.errors import DataError, OrderError, PrivacyError, RarefedError, StudyMismatchError
+from common.held_out import HELD_OUT, OF_PATIENTS
 from common.layout import STATISTICS
 from common.messages import (
     Declaration,
@@ -44,7 +45,7 @@ class Answer:
     entered: Entered | None = None
     """The entry of the training in the ledger."""
     measured: tuple[Key, ...] = ()
-    """Tasks and splits that were measured, whether or not the figures leave."""
+    """What was measured, by task and name of the state, whether or not the figures leave."""
 
 
 class Site:
@@ -75,9 +76,13 @@ class Site:
             PrivacyError: The study cannot be private here as it asks, or as the hospital demands.
         """
         if self._prepared is None or self._prepared.study.digest() != study.digest():
+            begun = None
             if self.ledger is not None:
                 self.ledger.check_writable()
-            self._prepared = prepare(study, self.config, device=self.device, log=self.log)
+                begun = self.ledger.first_plan(study.digest())
+            self._prepared = prepare(
+                study, self.config, begun=begun, device=self.device, log=self.log
+            )
         return self._prepared
 
     def declare(self, study: Study) -> Declaration:
@@ -181,9 +186,18 @@ class Site:
         result = {}
         for name, data in prepared.tasks.items():
             task = prepared.study.tasks[name]
-            for split in egress.HELD_OUT:
-                state = evaluate(prepared.model, data.splits[split], name, task, device=self.device)
-                result[name, split] = dict(metrics.to_arrays(state))
+            for split in HELD_OUT:
+                found = evaluate(
+                    prepared.model,
+                    data.splits[split],
+                    name,
+                    task,
+                    device=self.device,
+                    features=prepared.features,
+                )
+                result[name, split] = metrics.to_arrays(found.of_images)
+                if found.of_patients is not None:
+                    result[name, OF_PATIENTS[split]] = metrics.to_arrays(found.of_patients)
         return result
 
     def _train(self, prepared: Prepared, number: int) -> Trained:
@@ -218,14 +232,24 @@ def _trained(prepared: Prepared, seed: int, device: torch.device) -> Trained:
     if prepared.plan is not None:
         from client.privacy import train_privately  # noqa: PLC0415 - Opacus takes seconds
 
-        return train_privately(model, images, study, prepared.plan, device=device)
+        return train_privately(
+            model, images, study, prepared.plan, device=device, features=prepared.features
+        )
     order_of_batches = batches(
         {name: len(data) for name, data in images.items()},
         batch_size=study.training.batch_size,
         epochs=study.training.local_epochs,
         seed=stream(seed, "batches"),
     )
-    return train(model, images, order_of_batches, study, device=device)
+    return train(
+        model,
+        images,
+        order_of_batches,
+        study,
+        device=device,
+        features=prepared.features,
+        generator=torch.Generator().manual_seed(stream(seed, "augmentation")),
+    )
 
 
 def _load(prepared: Prepared, order: Order) -> None:
@@ -247,6 +271,8 @@ def _load(prepared: Prepared, order: Order) -> None:
         untrained = bool(prepared.layout.local) and not arrays  # a first round, perhaps redone
         if prepared.base != order.base_digest or untrained:
             put(prepared.model, prepared.store.load_base(order.base_digest))
+            if prepared.features is not None:
+                prepared.features.forget()
             prepared.base = order.base_digest
         put(prepared.model, arrays)
         for group, found in order.groups.items():

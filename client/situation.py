@@ -12,6 +12,7 @@ from typing import Any
 from client.approvals import approved, load_pin
 from client.audit import AUDIT_FILE
 from client.config import SiteConfig
+from client.countersigned import DISPUTED
 from client.courier import STATUS_FILE, Connection
 from client.doctor import vault_state
 from client.ledger import LEDGER_FILE
@@ -46,7 +47,8 @@ def situation_of(config: SiteConfig, folder: Path, *, last: int) -> dict[str, An
             unreadable.append(f"{what}: {reason}")
             return otherwise
 
-    exchanges = seen("audit log", lambda: _exchanges(config), [])
+    lines = seen("audit log", ChainedLog(config.state / AUDIT_FILE).entries, [])
+    exchanges = _exchanges(lines)
     trainings = seen("ledger", lambda: _trainings(config), {})
     supervised = seen("processes", lambda: _processes(folder / SUPERVISOR / STATUS_FILE), {})
     flower = seen("courier", lambda: _processes(config.courier / STATUS_FILE), {})
@@ -68,6 +70,7 @@ def situation_of(config: SiteConfig, folder: Path, *, last: int) -> dict[str, An
         ],
         "last_exchange": exchanges[-1]["at"] if exchanges else None,
         "exchanges": exchanges[len(exchanges) - last :] if last < len(exchanges) else exchanges,
+        "disputed": sum(line.get("event") == DISPUTED for line in lines),
         "unreadable": unreadable,
     }
 
@@ -88,8 +91,7 @@ def _coordinator(config: SiteConfig) -> dict[str, str] | None:
     return {"name": load_pin(config).coordinator, "address": address}
 
 
-def _exchanges(config: SiteConfig) -> list[dict[str, Any]]:
-    entries = ChainedLog(config.state / AUDIT_FILE).entries()
+def _exchanges(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     keys = ("at", "event", "study", "round", "kind", "code")
     return [
         {key: entry.get(key, "") for key in keys}

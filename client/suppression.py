@@ -6,6 +6,11 @@ What is reported, and what could be had from it by subtraction:
   the number of images of each class. If a class has too few patients the whole state is left out,
   so that nothing in what is left completes it. No total over splits, over tasks or over classes is
   reported beside the states; what the coordinator pools, it pools from the states that came.
+- Where patients have several images, a second state of the same split counts each patient once. The
+  same patients stand behind both, so they are one piece: neither leaves if one has too few.
+- With both, patients with images of more than one class can be counted, and those with images of
+  one alone: their number is the difference of two others. Where it is too small the state of
+  patients is left out; that of images says no more than it does where it is the only one.
 - Two tasks may be put on the same patients. Where the patients of a class, or of all classes, of
   one task are among those of another, the difference of the two numbers counts the patients that
   the smaller lacks. If these are too few, one of the two states is left out.
@@ -28,8 +33,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise, product
-from operator import itemgetter
+from itertools import chain, groupby, pairwise, product
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -38,18 +42,20 @@ from client.config import Limits
 from common import metrics
 from common.arrays import Array, Arrays
 from common.errors import ReplyError
+from common.held_out import HELD_OUT, SPLIT_OF
 from common.messages import Order, Reply, Training, rounded
 from common.metrics import BINS, Floats, Ints, MetricState
 
 Key = tuple[str, str]
-"""A task and a split."""
+"""A task, and the name of a state of one of its splits."""
 
 
 class Behind(NamedTuple):
-    """Who stands behind the figures of one task and split; known to the site alone."""
+    """Who stands behind the figures of one state; known to the site alone."""
 
     classes: tuple[Mapping[str, int], ...]
-    """For each class, how many images of it a patient has, by the patient's keyed hash."""
+    """For each class, how many images of it a patient has, by the patient's keyed hash; in a state
+    of patients one, a patient's case."""
 
 
 def behind_of(labels: Sequence[int], patients: Sequence[str], n_classes: int) -> Behind:
@@ -116,17 +122,43 @@ def withheld(
     """
     found: dict[Key, str] = {}
     kept: list[Key] = []
-    for key, state in sorted(states.items(), key=itemgetter(0)):
-        least = _Least.of(order, key, limits, behind[key])
-        if _has_small_class(state, behind[key], limits):
-            found[key] = "a class has too few patients"
-        elif not least.holds(state):
-            found[key] = "a bin of a histogram has too few patients"
-        elif any(_differ_by_few(behind[key], behind[other], limits) for other in kept):
-            found[key] = "too few patients make the difference to another task"
-        else:
-            kept.append(key)
+    for _, piece in groupby(sorted(states), key=lambda key: (key[0], SPLIT_OF[key[1]])):
+        images, *patients = piece  # that of images is the first by name
+        reasons = [
+            reason
+            for key in (images, *patients)
+            if (reason := _reason(key, states[key], order, limits, behind, kept))
+        ]
+        if images[1] not in HELD_OUT:
+            reasons.append("the state of its images is not among them")
+        if reasons:
+            found |= dict.fromkeys((images, *patients), reasons[0])
+            continue
+        kept.append(images)
+        for key in patients:
+            if _tell_few_apart(behind[images], behind[key], limits):
+                found[key] = "too few patients make the difference to the state of their images"
+            else:
+                kept.append(key)
     return found
+
+
+def _reason(
+    key: Key,
+    state: MetricState,
+    order: Order,
+    limits: Limits,
+    behind: Mapping[Key, Behind],
+    kept: Iterable[Key],
+) -> str:
+    """Return why a state may not leave beside those that are kept; empty where it may."""
+    if _has_small_class(state, behind[key], limits):
+        return "a class has too few patients"
+    if not _Least.of(order, key, limits, behind[key]).holds(state):
+        return "a bin of a histogram has too few patients"
+    if any(_differ_by_few(behind[key], behind[other], limits) for other in kept):
+        return "too few patients make the difference to another task"
+    return ""
 
 
 def _state_of(arrays: Arrays, order: Order, key: Key) -> MetricState | None:
@@ -188,6 +220,13 @@ def _differ_by_few(one: Behind, other: Behind, limits: Limits) -> bool:
         0 < abs(len(a) - len(b)) < limits.minimum_patients and (a < b or b < a)
         for a, b in product(counted(one), counted(other))
     )
+
+
+def _tell_few_apart(images: Behind, patients: Behind, limits: Limits) -> bool:
+    """Say whether the two states of a split count too few patients between them."""
+    classes_of = Counter(chain.from_iterable(images.classes))
+    mixed = sum(number > 1 for number in classes_of.values())
+    return 0 < mixed < limits.minimum_patients or _differ_by_few(images, patients, limits)
 
 
 def _merged(state: MetricState, least: _Least) -> MetricState:

@@ -8,6 +8,7 @@ from common.study import Study
 REPORTED = (
     "once: this site's name and software version",
     "once: for each task the patients and images in each split, and the unreadable images, counted",
+    "once: the tasks whose patients are not known, so that each image counts as a patient",
     "each round: the change of every travelling array of the network, and what it weighs",
     "each round: the mean training loss, the number of steps, and the seconds it took",
     "each round: the held-out patients, counted, with a confusion matrix and sums over them",
@@ -19,7 +20,7 @@ NO_PRIVACY = (
     "none beyond this: the study asks for no differential privacy. Who has the changes of the "
     "network could learn something about single training images"
 )
-LOSS = REPORTED[3]
+LOSS = REPORTED[4]
 NO_LOSS = "each round: the number of steps and the seconds it took; no loss, as no noise covers it"
 
 
@@ -53,6 +54,7 @@ def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
         "strategy": study.federation.strategy,
         "held_out": {"validation": split.validation, "test": split.test},
         "privacy": _privacy(study, config),
+        "central_privacy": _central_privacy(study),
         "reported": [NO_LOSS if study.privacy and line == LOSS else line for line in REPORTED],
     }
 
@@ -69,6 +71,20 @@ def _privacy(study: Study, config: SiteConfig) -> str:
         f"differential privacy for each training patient: epsilon {epsilon:g} at delta {delta} "
         f"over the whole study; of a step, a patient moves the sum of gradients by at most "
         f"{asked.clip_norm:g}. Held-out patients are not covered by noise"
+    )
+
+
+def _central_privacy(study: Study) -> str:
+    """Return what the coordinator promises to do with the changes; nothing here can check it."""
+    central = study.central_privacy
+    if central is None:
+        return "none: the coordinator adds no noise to what it makes of the sites' changes"
+    bound = f"{central.clip_norm:g}"
+    if central.clipping == "adaptive":
+        bound += f" at first, then to what {central.target_quantile:.0%} of the sites keep to"
+    return (
+        f"the coordinator, which must be trusted for it, shortens each site's change to {bound}, "
+        f"and adds noise of {central.noise_multiplier:g} times that to their sum in each round"
     )
 
 
@@ -90,6 +106,7 @@ def lines_of(terms: dict[str, Any]) -> list[tuple[str, str]]:
         ("limit here", f"{terms['most_trainings']} trainings in all"),
         ("held out", f"{held['validation']:.0%} validation, {held['test']:.0%} test patients"),
         ("privacy", terms["privacy"]),
+        ("central noise", terms["central_privacy"]),
         ("reported", "\n".join(f"- {line}" for line in terms["reported"])),
         ("digest", terms["digest"]),
     ]

@@ -1,18 +1,27 @@
 """The local training of one round, on one page. Shapes: B batch, C channels, H height, W width."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from client.augment import augmented
 from client.dataset import Batch, Images
+from client.features import FrozenFeatures, Heads, channel_statistics, features_of
 from client.losses import make_loss
 from client.optim import add_proximal_gradient, make_optimizer
 from client.preprocess import normalise
 from common.errors import DivergedError
+from common.imaging import varied
 from common.models import FederatedModel
 from common.study import Study
+
+Inputs = Callable[[str, NDArray[np.int64]], Tensor]
+"""From a task and indices of its training images to what the network takes of them."""
 
 
 class Trained(NamedTuple):
@@ -30,6 +39,8 @@ def train(
     study: Study,
     *,
     device: torch.device,
+    features: FrozenFeatures | None = None,
+    generator: torch.Generator | None = None,
 ) -> Trained:
     """Train ``model`` in place on the batches, in their order.
 
@@ -37,8 +48,10 @@ def train(
         model: The network on ``device``.
         images: Training images by task.
         batches: Which images make each gradient step.
-        study: Loss, optimizer and strategy.
+        study: Loss, optimizer, strategy and augmentation.
         device: Where the arithmetic runs.
+        features: Where those of the images are kept; None where the backbone trains.
+        generator: Whence augmentation takes its randomness; torch's global one by default.
 
     Raises:
         DivergedError: The loss or an array of the network is no longer finite; the caller
@@ -48,16 +61,17 @@ def train(
     loss_of, optimizer = make_loss(training), make_optimizer(model, training)
     mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
     start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
-    mean, std = channel_statistics(model, device)
+    network = model if features is None else Heads(model.heads)
+    inputs = training_inputs(
+        model, images, study, device=device, features=features, generator=generator
+    )
     model.train()
     steps, seen, total = 0, 0, 0.0
     for batch in batches:
-        data = images[batch.task]
-        chosen = torch.from_numpy(batch.indices)
-        x_BCHW = normalise(data.pixels[chosen].to(device), mean, std)
-        labels = data.labels[chosen].to(device)
+        x = inputs(batch.task, batch.indices)
+        labels = images[batch.task].labels[torch.from_numpy(batch.indices)].to(device)
 
-        loss = loss_of(model(x_BCHW, batch.task), labels)
+        loss = loss_of(network(x, batch.task), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if mu:
@@ -66,7 +80,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
         optimizer.step()
 
-        steps, seen, total = steps + 1, seen + len(chosen), total + loss.item() * len(chosen)
+        steps, seen, total = steps + 1, seen + len(labels), total + loss.item() * len(labels)
         if not math.isfinite(total):
             raise _diverged(f"The loss is {loss.item()} after {steps} steps.")
     # The loss of the last batch came before its step.
@@ -75,13 +89,47 @@ def train(
     return Trained(steps, total / seen if seen else 0.0)
 
 
-def channel_statistics(
-    model: FederatedModel, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation that the backbone expects, each of shape (3, 1, 1)."""
-    mean = torch.tensor(model.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(model.std, device=device).view(3, 1, 1)
-    return mean, std
+def training_inputs(
+    model: FederatedModel,
+    images: Mapping[str, Images],
+    study: Study,
+    *,
+    device: torch.device,
+    features: FrozenFeatures | None,
+    generator: torch.Generator | None,
+) -> Inputs:
+    """Return what brings training images into the form that is trained on.
+
+    Images of a task with augmentation are varied anew at each call, so that features of them
+    cannot be kept: those go through the frozen backbone again.
+
+    Args:
+        model: The network on ``device``.
+        images: Training images by task.
+        study: Whose tasks say how images are varied.
+        device: Where the arithmetic runs.
+        features: Where those of the images are kept, if heads alone train; the result are then
+            features, else normalised images.
+        generator: Whence augmentation takes its randomness; torch's global one by default.
+    """
+    mean, std = channel_statistics(model, device)
+    variations = {
+        name: varied(task.augmentation, task.modality)
+        for name, task in study.tasks.items()
+        if task.augmentation is not None
+    }
+
+    def inputs(task: str, indices: NDArray[np.int64]) -> Tensor:
+        chosen = torch.from_numpy(indices)
+        if features is not None and task not in variations:
+            return features.of(images[task])[chosen.to(device)]
+        x_BCHW = images[task].pixels[chosen].to(device)
+        if task in variations:
+            x_BCHW = augmented(x_BCHW, variations[task], generator)
+        x_BCHW = normalise(x_BCHW, mean, std)
+        return x_BCHW if features is None else features_of(model, x_BCHW)
+
+    return inputs
 
 
 def _diverged(what: str) -> DivergedError:

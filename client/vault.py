@@ -17,6 +17,7 @@ from client import egress
 from client.approvals import is_approved, load_pin
 from client.audit import Audit, Decision, decision_on, describe_reply
 from client.config import SiteConfig
+from client.countersigned import proof_of
 from client.ledger import Ledger
 from client.site import Site
 from client.store import SiteStore, remove_leftovers
@@ -29,7 +30,7 @@ from common.messages import (
     reply_to_record,
     size_in_bytes,
 )
-from common.seals import check_seal
+from common.seals import Seal, check_seal
 
 PAUSED_FILE = "paused"
 SPOOL = "spool"
@@ -102,17 +103,21 @@ class Vault:
 
     def _answer(self, record: RecordDict, asked: _Asked) -> Path:
         """Check and follow an order; what it carries is let go of as soon as it has been used."""
-        sealed = check_seal(record, self.config.name, self._pin.order_key)
-        order = order_from_record(record)
+        seal = check_seal(record, self.config.name, self._pin.order_key)
+        sealed, order = seal.digest(), order_from_record(record)
         record.clear()  # whoever called holds it still; from here the order alone has its arrays
         self._permit(order)
+        proof = self._compared(order, seal, asked)
         store = SiteStore(self.config.state, order.study.digest())
         if order.kind in _REPEATABLE and (kept := store.find_reply(sealed)):
-            self._note("repeated", asked, order=sealed, size=kept.stat().st_size)
+            size = kept.stat().st_size
+            self._note("repeated", asked, order=sealed, size=size, countersigned=proof)
             return kept
         answer = self.site.answer(order, sealed)
         kind, reply, entered = order.kind, answer.reply, answer.entered
         del order
+        if kind in _REPEATABLE and not reply.refusal:
+            reply = reply._replace(audit=self.audit.head())
         packed = reply_to_record(reply)
         # The line first: a reply that is kept may leave, and a kill in between only costs a line.
         self._note(
@@ -124,6 +129,7 @@ class Vault:
             ledger=entered.hash if entered else None,
             epsilon=entered.epsilon if entered else None,
             carried=describe_reply(reply, answer.measured),
+            countersigned=proof,
         )
         if reply.refusal or kind not in _REPEATABLE:
             return self._spooled(packed)
@@ -144,6 +150,24 @@ class Vault:
                 f"Study {order.study.name} ({order.study.digest()}) is not approved here.",
                 remedy="Read the coordinator's study file, then: rarefed-client approve STUDY",
             )
+
+    def _compared(self, order: Order, seal: Seal, asked: _Asked) -> dict[str, Any] | None:
+        """Return what proves the head that an order countersigns, where the log has that head.
+
+        Where it does not, one of the two sides has lost or rewritten lines. That is noted, and the
+        order is followed: a hospital that had to restore a backup stays in the study.
+        """
+        head = order.countersigned
+        proof = None if head is None else proof_of(head, seal, self._pin.order_key)
+        if head is None or proof is None or self.audit.holds(head):
+            return proof
+        self.site.log.error(
+            "the coordinator has countersigned line %d of the audit log with the hash %s, which "
+            "this log does not have: find out which side has changed it",
+            *head,
+        )
+        self.audit.note_dispute(head, study=asked.study, round=asked.round, countersigned=proof)
+        return None
 
     def _note(self, decision: Decision, asked: _Asked, **values: Any) -> None:
         self.audit.note_exchange(

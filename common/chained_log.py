@@ -15,8 +15,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import ChainError
 from common.files import canonical_json, write_atomic
@@ -24,8 +25,18 @@ from common.files import canonical_json, write_atomic
 FIRST = "0" * 64
 """What the first line gives as the hash of the one before."""
 _CHUNK = 64 * 1024
+_COUNTED = 1024 * 1024
 _OWN = frozenset({"at", "previous", "hash"})
 _PRIVATE = 0o600
+
+
+class Head(NamedTuple):
+    """Where a log stands: who holds it can tell later whether the lines up to it were changed."""
+
+    entries: int
+    """How many lines it has."""
+    head: str
+    """Hash of the last of them; ``FIRST`` where there is none."""
 
 
 class ChainedLog:
@@ -92,6 +103,45 @@ class ChainedLog:
         if rest:
             raise self._damage(f"line {len(lines) + 1} is torn: its end is missing")
         return found
+
+    def head(self) -> Head:
+        """Return how many whole lines there are, and the hash of the last.
+
+        The lines are counted anew each time, whoever has written, repaired or restored the file.
+
+        Raises:
+            ChainError: The last line is not as it was written.
+            OSError: The file cannot be read.
+        """
+        if not self.path.exists():
+            return Head(0, FIRST)
+        with self._opened(os.O_RDONLY, fcntl.LOCK_SH) as handle:
+            last, _ = _tail(handle, os.fstat(handle).st_size)
+            lines, begin = 0, 0
+            while piece := os.pread(handle, _COUNTED, begin):
+                lines, begin = lines + piece.count(b"\n"), begin + len(piece)
+        return Head(lines, FIRST if last is None else self._checked(last, None)["hash"])
+
+    def holds(self, head: Head) -> bool:
+        """Say whether the line of that number is as it was written, and has that hash.
+
+        Only that line is looked at; where it has its hash, all before it had theirs.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        if not head.entries or not self.path.exists():
+            return head == (0, FIRST)
+        with (
+            self._opened(os.O_RDONLY, fcntl.LOCK_SH) as handle,
+            os.fdopen(os.dup(handle), "rb") as f,
+        ):
+            line = next(islice(f, head.entries - 1, None), b"")
+        try:
+            found = self._checked(line.removesuffix(b"\n"), head.entries)
+        except ChainError:
+            return False
+        return line.endswith(b"\n") and found["hash"] == head.head
 
     @contextmanager
     def _opened(self, flags: int, lock: int) -> Iterator[int]:

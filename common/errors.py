@@ -10,7 +10,8 @@
     │   ├── ManifestError            23  a table with wrong columns or rows of several faults
     │   ├── LabelError               24  a label that the task does not know
     │   ├── SplitError               25  one patient in two splits
-    │   └── ImageError               26  a file that is no readable image
+    │   ├── ImageError               26  a file that is no readable image
+    │   └── SetAsideError            27  an object that is no image of the patient
     ├── FederationError              30  the round, when no leaf below says it better
     │   ├── TaskWithoutSiteError     31  a task that no site has
     │   ├── QuorumError              32  fewer sites than the study's quorum
@@ -143,6 +144,14 @@ class ImageError(DataError):
     exit_code = 26
     code = "image"
     public = "An image at this site cannot be read."
+
+
+class SetAsideError(ImageError):
+    """An object among the images is none of the patient: a report, a plan, a mask or a scout."""
+
+    exit_code = 27
+    code = "set_aside"
+    public = "An object among the images at this site is no image of the patient."
 
 
 class FederationError(RarefedError):

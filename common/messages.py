@@ -4,10 +4,13 @@
             ArrayRecord  one for each group      the global arrays: "shared", "head:TASK", ...,
                                                  in packs (``common/packed_arrays.py``)
             ArrayRecord  "base"              only for a site that does not have it yet
+            ConfigRecord "countersigned"     the head of the site's audit log that came last
     reply   ConfigRecord "reply"            who answers what, and a code if it refuses
             ArrayRecord  one for each group      the change (local minus global) of its arrays
             MetricRecord "weights"           what each group's change weighs
-            ArrayRecord  "metrics/T/S"       sums and histograms of task T on split S
+            ArrayRecord  "metrics/T/S"       sums and histograms of task T; S is a split, or
+                                                 its patients (``common/held_out.py``)
+            ConfigRecord "audit"             of a vault: the head of its audit log
 
 What travels is the change, never the local weights: a change may be cast to fewer bits at small
 cost, a weight may not.
@@ -20,8 +23,10 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from common.arrays import Arrays
+from common.chained_log import Head
 from common.errors import OrderError, ReplyError, StudyError, StudyMismatchError
 from common.packed_arrays import PackedArrays
+from common.seals import COUNTERSIGNED
 from common.study import Study
 from common.versions import PROTOCOL
 
@@ -32,6 +37,8 @@ MESSAGE_TYPES: Mapping[Kind, str] = {"check": "query", "train": "train", "evalua
 _SAME_VERSION = "Install the same version of rarefed at the coordinator and at the site."
 
 Part = TypeVar("Part", ConfigRecord, MetricRecord)
+
+_AUDIT = "audit"
 
 MAX_COUNT = 10**9
 """No hospital has more patients, and no study more rounds; larger numbers are no numbers."""
@@ -79,6 +86,8 @@ class Declaration(_Form):
     unreadable: dict[Name, Count]
     patients: Count
     """Training patients over all tasks, each counted once."""
+    each_image: tuple[Name, ...] = ()
+    """Tasks whose patients are not known, so that each image counts as a patient of its own."""
 
     def weight(self, group: str, weighting: str) -> float:
         """Return what this site's change of a group of arrays weighs."""
@@ -122,6 +131,11 @@ class _OrderHead(_Form):
     base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 
 
+class _Head(_Form):
+    entries: Count
+    head: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class Order(NamedTuple):
     """What the coordinator asks of one site."""
 
@@ -132,6 +146,8 @@ class Order(NamedTuple):
     groups: Mapping[str, Arrays]
     base_digest: str
     base: Arrays | None
+    countersigned: Head | None = None
+    """The last head of the site's audit log that the coordinator has got from it in the study."""
 
 
 class Reply(NamedTuple):
@@ -147,7 +163,9 @@ class Reply(NamedTuple):
     groups: Mapping[str, Arrays] = {}
     weights: Mapping[str, float] = {}
     metrics: Mapping[tuple[str, str], Arrays] = {}
-    """Metric states as arrays, by task and split; a site may leave out some or all."""
+    """Metric states as arrays, by task and name of the state; a site may leave out some or all."""
+    audit: Head | None = None
+    """Where the vault's audit log stood before the line of this exchange; None in a simulation."""
 
 
 def order_to_record(order: Order) -> RecordDict:
@@ -165,6 +183,8 @@ def order_to_record(order: Order) -> RecordDict:
         record[group] = _pack(arrays)
     if order.base is not None:
         record["base"] = _pack(order.base)
+    if order.countersigned is not None:
+        record[COUNTERSIGNED] = head_to_part(order.countersigned)
     return record
 
 
@@ -186,6 +206,7 @@ def order_from_record(record: RecordDict) -> Order:
     try:
         head = _OrderHead.model_validate(dict(sent))
         study = Study.parse(head.study)
+        countersigned = _head_of(record, COUNTERSIGNED)
     except (StudyError, ValidationError) as error:
         what = error.message if isinstance(error, StudyError) else str(error)
         raise StudyMismatchError(
@@ -197,7 +218,8 @@ def order_from_record(record: RecordDict) -> Order:
         arrays = {name: PackedArrays(value) for name, value in _arrays_of(record).items()}
     except ValueError as error:
         raise OrderError(f"The order's arrays cannot be read: {error}.") from error
-    return Order(head.kind, study, head.round, arrays, head.base, arrays.pop("base", None))
+    base = arrays.pop("base", None)
+    return Order(head.kind, study, head.round, arrays, head.base, base, countersigned)
 
 
 def reply_to_record(reply: Reply) -> RecordDict:
@@ -217,6 +239,8 @@ def reply_to_record(reply: Reply) -> RecordDict:
     record["weights"] = MetricRecord(dict(reply.weights))
     for (task, split), state in reply.metrics.items():
         record[f"metrics/{task}/{split}"] = _pack(state)
+    if reply.audit is not None:
+        record[_AUDIT] = head_to_part(reply.audit)
     return record
 
 
@@ -230,6 +254,7 @@ def reply_from_record(record: RecordDict) -> Reply:
         header = _Header.model_validate_json(str(_part(record, "reply", ConfigRecord)["header"]))
         sent = _part(record, "weights", MetricRecord)
         weights = {name: float(value) for name, value in sent.items()}  # type: ignore[arg-type]
+        audit = _head_of(record, _AUDIT)
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ReplyError(
             f"The reply is malformed: {error}",
@@ -259,7 +284,13 @@ def reply_from_record(record: RecordDict) -> Reply:
         groups=groups,
         weights=weights,
         metrics=metrics,
+        audit=audit,
     )
+
+
+def head_to_part(head: Head) -> ConfigRecord:
+    """Return the head of an audit log as it stands on the wire, in orders and in replies."""
+    return ConfigRecord(head._asdict())
 
 
 def size_in_bytes(record: RecordDict) -> int:
@@ -287,6 +318,14 @@ def _part(record: RecordDict, name: str, kind: type[Part]) -> Part:
     if not isinstance(part, kind):
         raise KeyError(name)
     return part
+
+
+def _head_of(record: RecordDict, name: str) -> Head | None:
+    """Return the head in a part of a record, if it is there; a ValidationError if malformed."""
+    part = record.get(name)
+    if not isinstance(part, ConfigRecord):
+        return None
+    return Head(**_Head.model_validate(dict(part)).model_dump())
 
 
 def _pack(arrays: Arrays) -> ArrayRecord:

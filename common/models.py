@@ -14,6 +14,7 @@ from timm.utils.model import freeze
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import common.torchvision_models  # noqa: F401 - enters its networks in timm's list
 from common.errors import StudyError, UnknownBackboneError
 from common.seeds import stream
 from common.study import Study

@@ -11,6 +11,7 @@ import hashlib
 import re
 import weakref
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -23,10 +24,50 @@ from common.files import canonical_json
 
 SEAL = "seal"
 """The part that holds the seal, and that no seal covers."""
+COUNTERSIGNED = "countersigned"
+"""The part that holds the head of the site's audit log."""
 _BASE = "base"
 _SIGNATURE = re.compile("[0-9a-f]{128}")
 
 Part = ArrayRecord | ConfigRecord | MetricRecord
+
+
+class Seal(NamedTuple):
+    """A good seal, by which the order's parts can be proven without the order."""
+
+    site: str
+    """The one site that the order is for."""
+    parts: Mapping[str, str]
+    """SHA-256 of each part that was sealed (``part_digest``), by its name."""
+    signature: str
+    """In hexadecimal."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what was asked, in hexadecimal.
+
+        The site is left out, so that it is the same at each. So are the base's arrays, whose
+        digest stands in the order itself, and the head that the coordinator holds by now: an
+        order that comes again is the same order.
+        """
+        parts = {n: digest for n, digest in self.parts.items() if n not in {_BASE, COUNTERSIGNED}}
+        return hashlib.sha256(canonical_json({"parts": parts})).hexdigest()
+
+    def check(self, public_key: str) -> None:
+        """Check the signature.
+
+        Args:
+            public_key: The coordinator's order key, 32 bytes in hexadecimal.
+
+        Raises:
+            SealError: It was not made with that key over these parts for this site.
+        """
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        try:
+            key.verify(bytes.fromhex(self.signature), _signed(self.site, self.parts))
+        except InvalidSignature as error:
+            raise SealError(
+                "The order's seal is not that of the coordinator that this site enrolled with."
+            ) from error
 
 
 class Sealer:
@@ -63,7 +104,7 @@ class Sealer:
         return known
 
 
-def check_seal(record: RecordDict, site: str, public_key: str) -> str:
+def check_seal(record: RecordDict, site: str, public_key: str) -> Seal:
     """Check that an order is the coordinator's own, whole, and for this site.
 
     Args:
@@ -71,31 +112,20 @@ def check_seal(record: RecordDict, site: str, public_key: str) -> str:
         site: This site's name.
         public_key: The coordinator's order key, 32 bytes in hexadecimal.
 
-    Returns:
-        The SHA-256 of what was sealed, in hexadecimal. The site is left out, so that it is the
-        same at each, and so are the base's arrays, whose digest stands in the order itself: an
-        order that comes again is the same order, whether or not the site has the base by now.
-
     Raises:
         SealError: There is no seal, it is another site's, or it does not fit.
     """
-    seal = record.get(SEAL)
-    sent = dict(seal) if isinstance(seal, ConfigRecord) else {}
+    found = record.get(SEAL)
+    sent = dict(found) if isinstance(found, ConfigRecord) else {}
     signature = sent.get("signature")
     if not isinstance(signature, str) or not _SIGNATURE.fullmatch(signature):
         raise SealError("The order bears no seal.")
     if sent.get("site") != site:
         raise SealError(f"The order is sealed for another site than {site}.")
     parts = {name: part_digest(part) for name, part in record.items() if name != SEAL}
-    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
-    try:
-        key.verify(bytes.fromhex(signature), _signed(site, parts))
-    except InvalidSignature as error:
-        raise SealError(
-            "The order's seal is not that of the coordinator that this site enrolled with."
-        ) from error
-    parts.pop(_BASE, None)
-    return hashlib.sha256(canonical_json({"parts": parts})).hexdigest()
+    seal = Seal(site, parts, signature)
+    seal.check(public_key)
+    return seal
 
 
 def part_digest(part: Part) -> str:

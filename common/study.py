@@ -8,18 +8,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from common import study_faults
 from common.errors import StudyError
 from common.files import canonical_json, read_toml, sha256_of
+from common.imaging import Augmentation, Modality, Preparation, Slices, Window
+from common.section import Positive, Section, Share
 from common.study_faults import Fault
 
 STUDY_FORMAT = 1
 """Version of the study file; part of every digest."""
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _slug(value: str) -> str:
@@ -31,11 +30,7 @@ def _slug(value: str) -> str:
 Slug = Annotated[str, AfterValidator(_slug)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Backbone(_Section):
+class Backbone(Section):
     """The network that all tasks share, and where its weights begin."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -60,16 +55,27 @@ class Backbone(_Section):
         return None if self.weights in ("pretrained", "none") else Path(self.weights)
 
 
-class Task(_Section):
+class Task(Section):
     """One diagnosis on one modality."""
 
-    modality: Literal["CT", "MR", "fundus", "OCT", "other"]
+    modality: Modality
     classes: Annotated[list[str], Field(min_length=2, max_length=100)]
     """Names of the classes, as they stand in the label column; their order is the head's."""
     positive: str | None = None
     """The class that a two-class task looks for; left out, the task is multi-class."""
-    window: tuple[float, Positive] | None = None
-    """Centre and width, in Hounsfield units, through which CT is looked at."""
+    window: Window | None = None
+    """Centre and width, in Hounsfield units, through which CT is looked at; a study file may give a
+    window's name."""
+    slices: Slices = "one"
+    """How a volume becomes images; see ``common/imaging.py``."""
+    intensity: Literal["percentiles", "zscore"] = "percentiles"
+    """How the signal of MR, which has no unit, becomes intensities in [0, 1]."""
+    per_patient: Literal["mean", "max"] = "mean"
+    """How the predictions of a patient's images become one: their mean, or the most suspicious."""
+    preparation: Preparation | None = None
+    """What images go through; left out, they are resized and nothing else."""
+    augmentation: Augmentation | None = None
+    """How training images are varied; left out, they are not."""
 
     @property
     def positive_index(self) -> int | None:
@@ -77,7 +83,17 @@ class Task(_Section):
         return None if self.positive is None else self.classes.index(self.positive)
 
 
-class Training(_Section):
+_LATER = {
+    "slices": "one",
+    "intensity": "percentiles",
+    "per_patient": "mean",
+    "preparation": None,
+    "augmentation": None,
+}
+"""Keys of a task that the first studies did not have, with their defaults."""
+
+
+class Training(Section):
     """What a site does with its own images in one round."""
 
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
@@ -95,7 +111,7 @@ class Training(_Section):
     """Bound on the gradient's L2 norm at each step."""
 
 
-class Privacy(_Section):
+class Privacy(Section):
     """Differential privacy of the training patients, at each site by itself.
 
     Two data sets are neighbours when one has all images of one patient more. DP-SGD (Abadi et al.
@@ -111,20 +127,46 @@ class Privacy(_Section):
     """Bound on the L2 norm of one patient's gradient."""
     images_per_patient: Annotated[int, Field(ge=1, le=64)] = 1
     """Images that a drawn patient gives to a step, at most; their mean gradient is bounded."""
+    spare_rounds: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Trainings beyond ``rounds`` that epsilon has room for, should rounds be made again."""
 
 
-class Split(_Section):
+class CentralPrivacy(Section):
+    """Noise that the coordinator adds, so that what it publishes tells of no single site.
+
+    The unit is a site's change of the network in a round: bounded, and hidden in Gaussian noise on
+    the sum of the changes. Sites have to trust the coordinator for it.
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=1e-9, le=1000)]
+    """Standard deviation of a round's noise, over what one site can change."""
+    clip_norm: Positive = 1.0
+    """Bound on the L2 norm of a site's change; the first one, if it adapts."""
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    """Whether the bound follows a quantile of the changes' norms (Andrew et al. 2021)."""
+    target_quantile: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the sites whose change is to lie within the adaptive bound."""
+    clip_learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.2
+    """How fast an adaptive bound moves: by exp of so much times what the share is off."""
+    count_noise: Positive | None = None
+    """Standard deviation of the noise on the number of sites within an adaptive bound; above half
+    the noise multiplier, and equal to it by default."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """At which epsilon is stated."""
+
+
+class Split(Section):
     """Shares of the patients that are held out at every site."""
 
     validation: Share = 0.15
     test: Share = 0.25
 
 
-class Federation(_Section):
+class Federation(Section):
     """How the sites' changes become one model."""
 
     strategy: str = "fedavg"
-    options: dict[str, float] = {}
+    options: dict[str, float] = Field(default_factory=dict)
     """Settings of the strategy, by the names in ``STRATEGY_OPTIONS``."""
     weighting: Literal["patients", "images", "equal"] = "patients"
     """What a site's change weighs: its training patients, its training images, or the same."""
@@ -144,7 +186,7 @@ class Federation(_Section):
         return self.options.get(name, study_faults.STRATEGY_OPTIONS[self.strategy][name])
 
 
-class Study(_Section):
+class Study(Section):
     """One agreed training project."""
 
     name: Slug
@@ -156,6 +198,8 @@ class Study(_Section):
     split: Split = Split()
     privacy: Privacy | None = None
     """Differential privacy; left out, the study has none."""
+    central_privacy: CentralPrivacy | None = None
+    """Noise at the coordinator; left out, the study has none."""
     federation: Federation = Federation()
 
     @classmethod
@@ -229,8 +273,16 @@ class Study(_Section):
         if file is not None:
             values["backbone"]["weights"] = file.name
         # A study without one of these keeps the digest of before there was any.
+        for task in values["tasks"].values():
+            for key, default in _LATER.items():
+                if task[key] == default:
+                    del task[key]
         if self.privacy is None:
             del values["privacy"]
+        elif not self.privacy.spare_rounds:
+            del values["privacy"]["spare_rounds"]
+        if self.central_privacy is None:
+            del values["central_privacy"]
         if federation.update_norm is None:
             del values["federation"]["update_norm"]
         return values

@@ -34,6 +34,12 @@ _OPTION_RANGES: Mapping[str, tuple[float, float]] = {
 }
 """Least value of each setting, and the value that it must stay below."""
 
+MEAN_STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+"""Strategies that step along the mean change: all that they make of a noisy mean is as private."""
+
+_ADAPTIVE = {"target_quantile": 0.5, "clip_learning_rate": 0.2, "count_noise": None}
+"""Keys of an adaptive bound, with their defaults."""
+
 _LEAST_SITES = {"fedmedian": 3, "fedtrimmedavg": 3, "krum": 3}
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -117,6 +123,8 @@ def _combinations(values: dict[str, Any]) -> Iterator[Fault]:
     if bounded and isinstance(values.get("privacy"), dict):
         remedy = "leave it out: privacy.clip_norm bounds the gradient of each patient"
         yield Fault("training.clip_norm", "a study with privacy bounds gradients twice", remedy)
+    if isinstance(values.get("central_privacy"), dict):
+        yield from _central_faults(values["central_privacy"], _table(values, "federation"))
     split = _table(values, "split")
     shares = [split.get("validation", 0.15), split.get("test", 0.25)]
     if all(isinstance(share, int | float) for share in shares) and sum(shares) >= 1:
@@ -180,6 +188,27 @@ def _strategy_faults(federation: dict[str, Any]) -> Iterator[Fault]:
     if isinstance(quorum, int) and quorum < least:
         what = f"{name} means nothing with fewer than {least} sites"
         yield Fault("federation.quorum", what, f"set it to {least} or more")
+
+
+def _central_faults(central: dict[str, Any], federation: dict[str, Any]) -> Iterator[Fault]:
+    if federation.get("weighting", "patients") != "equal":
+        what = "with central privacy no site may weigh more than another"
+        yield Fault("federation.weighting", what, "set it to 'equal'")
+    strategy = federation.get("strategy", "fedavg")
+    if strategy in list(STRATEGY_OPTIONS) and strategy not in MEAN_STRATEGIES:
+        what = f"one site can move the result of {strategy} further than central privacy hides"
+        yield Fault("federation.strategy", what, f"use one of {', '.join(MEAN_STRATEGIES)}")
+    fixed = central.get("clipping", "fixed") == "fixed"
+    for key, default in _ADAPTIVE.items():
+        if fixed and central.get(key, default) != default:
+            remedy = "leave it out, or set central_privacy.clipping to 'adaptive'"
+            yield Fault(f"central_privacy.{key}", "a fixed bound does not adapt", remedy)
+    noise, count = central.get("noise_multiplier"), central.get("count_noise")
+    if fixed or not isinstance(noise, int | float) or not isinstance(count, int | float):
+        return
+    if count <= noise / 2:  # Andrew et al. 2021, theorem 1: nothing is left for the changes
+        what = f"so little noise on the count costs more than a noise multiplier of {noise:g}"
+        yield Fault("central_privacy.count_noise", what, f"set it above {noise / 2:g}")
 
 
 def _option_faults(strategy: str, option: str, value: Any) -> Iterator[Fault]:

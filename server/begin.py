@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.study import Study
 from common.weights import layout_of, take
+from server.central_privacy import check_layout
 from server.checkpoint import save_layout
 from server.initial_weights import initial_model
 from server.rounds import begin_study
@@ -21,7 +22,10 @@ def begin(study: Study, folder: Path) -> None:
         MissingFolderError: The weights file does not exist.
         UnknownBackboneError: timm knows no such backbone.
         OutputError: The folder cannot be written.
+        StudyError: The network cannot have the study's central privacy.
     """
     model = initial_model(study).model
-    save_layout(folder, layout_of(model, study))
+    layout = layout_of(model, study)
+    check_layout(study, layout)
+    save_layout(folder, layout)
     begin_study(study, take(model, model.state_dict()), folder)

@@ -75,7 +75,9 @@ class Door:
         elif reply.refusal or reply.declaration is None:
             self.refused[who] = reply.refusal or "no declaration"
         elif reply.digest != self.study.digest() or not (
-            set(reply.declaration.tasks) <= set(self.study.tasks)
+            set(reply.declaration.each_image)
+            <= set(reply.declaration.tasks)
+            <= set(self.study.tasks)
         ):
             self.refused[who] = "it answers for another study"
         elif not reply.declaration.tasks:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from common import metrics
+from common.chained_log import Head
 from common.errors import OutputError
 from common.files import append_line, write_atomic
+from common.held_out import HELD_OUT, OF_PATIENTS
 from common.metrics import MetricState
 from common.study import Study
 
@@ -40,13 +42,22 @@ class RoundRecord:
     joined: list[str] = field(default_factory=list)
     """Sites that take part from this round on."""
     tasks: dict[str, Any] = field(default_factory=dict)
-    """By task, then split: ``pooled`` and ``per_site`` figures."""
+    """By task, then split: ``pooled`` and ``per_site`` figures, and the same of ``patients``."""
     training: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Steps and mean loss by site; no loss in a study with privacy."""
     bytes: dict[str, dict[str, int]] = field(default_factory=dict)
     """``down`` and ``up`` by site."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``total``, and the sums over sites of ``training`` and ``evaluation``."""
+    central_privacy: dict[str, float | int] = field(default_factory=dict)
+    """Noise multiplier, bound and number of sites of a combined round, and epsilon at delta of all
+    rounds so far; empty in a study without noise at the coordinator."""
+    audit_heads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Where the audit log of each site that answered stood: ``entries`` and ``head``."""
+    audit_faults: dict[str, str] = field(default_factory=dict)
+    """Why that does not follow from what stood there before, by site."""
+    each_image: dict[str, list[str]] = field(default_factory=dict)
+    """Tasks whose patients are not known, by site: there each image counts as one patient."""
 
 
 def figures(state: MetricState, positive: int | None) -> Figures:
@@ -61,23 +72,34 @@ def task_figures(
     """Return pooled and per-site figures of every task and split.
 
     A site that suppressed a state is not among the ``per_site`` of it, and pooled is of the others;
-    a split that no site reported is left out.
+    a split that no site reported is left out. Where a site has several images of a patient, figures
+    in which each patient counts once stand beneath ``patients``.
 
     Args:
         study: Names and classes of the tasks.
-        states: Metric states by site, then by task and split.
+        states: Metric states by site, then by task and name of the state.
     """
     result: dict[str, Any] = {}
     for name, task in study.tasks.items():
-        for split in ("validation", "test"):
+        for split in HELD_OUT:
             parts = {s: found[name, split] for s, found in states.items() if (name, split) in found}
             if not parts:
                 continue
-            result.setdefault(name, {})[split] = {
-                "pooled": figures(metrics.merge(parts.values()), task.positive_index),
-                "per_site": {s: figures(v, task.positive_index) for s, v in sorted(parts.items())},
-            }
+            result.setdefault(name, {})[split] = _of_parts(parts, task.positive_index)
+            key = (name, OF_PATIENTS[split])
+            sent = {s: found[key] for s, found in states.items() if key in found}
+            if sent:
+                # Where each patient has one image, the two counts are one.
+                same = {s: v for s, v in parts.items() if v.n_patients == v.n_images}
+                result[name][split]["patients"] = _of_parts(same | sent, task.positive_index)
     return result
+
+
+def _of_parts(parts: Mapping[str, MetricState], positive: int | None) -> dict[str, Any]:
+    return {
+        "pooled": figures(metrics.merge(parts.values()), positive),
+        "per_site": {site: figures(part, positive) for site, part in sorted(parts.items())},
+    }
 
 
 def append(folder: Path, record: RoundRecord) -> None:
@@ -108,6 +130,11 @@ def load(folder: Path) -> list[RoundRecord]:
             f"{path} is damaged: {error}.",
             remedy="Restore it from a backup, or move it away: the model goes on without it.",
         ) from error
+
+
+def last_heads(records: Iterable[RoundRecord]) -> dict[str, Head]:
+    """Return the last head of each site's audit log that came in these rounds."""
+    return {s: Head(**head) for record in records for s, head in record.audit_heads.items()}
 
 
 def rewind(folder: Path, number: int) -> list[RoundRecord]:

@@ -5,12 +5,15 @@ A refused reply costs its site the round and nothing else.
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 import numpy as np
 
 from common import metrics
 from common.arrays import Array, Arrays, form_of, pieces_of
+from common.chained_log import Head
 from common.errors import ReplyError
+from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
 from common.messages import Counted, Order, Reply, rounded
 from common.metrics import MetricState
 from common.study import Study
@@ -18,15 +21,15 @@ from common.update_norm import is_within
 from server.exact_sum import largest_change, magnitude
 from server.roster import Member
 
-EVALUATED = ("validation", "test")
 States = dict[tuple[str, str], MetricState]
+"""By task and name of the state."""
 
 
 def admit(reply: Reply, order: Order, member: Member) -> States:
     """Check a reply against its order and against what the site declared.
 
     Returns:
-        The metric states by task and split; a site leaves out those with too few patients.
+        The metric states; a site leaves out those with too few patients.
 
     Raises:
         ReplyError: Lists everything that is wrong: a site that refused, another study or
@@ -48,6 +51,29 @@ def admit(reply: Reply, order: Order, member: Member) -> States:
             remedy="The site is left out of this round; its own log should say more.",
         )
     return states
+
+
+def head_fault(reply: Reply, known: Head | None) -> str:
+    """Return why the head of a site's audit log does not follow from the last one that came.
+
+    It costs the site nothing: a hospital may have had to restore a backup of its log.
+
+    Args:
+        reply: A reply that was admitted.
+        known: The last head of this site in this study; None for none.
+
+    Returns:
+        Words for the record; empty where the log has grown, or stands where it stood.
+    """
+    if known is None or reply.audit == known:
+        return ""
+    if reply.audit is None:
+        return f"it no longer tells of its audit log, which had {known.entries} lines"
+    if reply.audit.entries < known.entries:
+        return f"its audit log went back from {known.entries} lines to {reply.audit.entries}"
+    if reply.audit.entries == known.entries:
+        return f"line {known.entries} of its audit log has another hash than before"
+    return ""
 
 
 def _identity_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:
@@ -104,7 +130,7 @@ def _weight_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:
 
 
 def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[str]]:
-    expected = {(task, split) for task in member.tasks for split in EVALUATED}
+    expected = {(task, name) for task in member.tasks for name in SPLIT_OF}
     if not set(reply.metrics) <= expected:  # what is missing the site has suppressed
         return {}, ["its metrics are not those of the site's tasks"]
     states: States = {}
@@ -117,12 +143,39 @@ def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[st
             text = error.message if isinstance(error, ReplyError) else type(error).__name__
             faults.append(f"metrics of {name} on {split}: {text}")
             continue
+        states[name, split] = state
+        if split not in HELD_OUT:
+            continue
         declared: Counted = getattr(member.declaration.tasks[name], split)
         found = Counted(patients=state.n_patients, images=state.n_images)
         if not _declared_as(found, declared):
             faults.append(f"metrics of {name} on {split}: not on the images that were declared")
-        states[name, split] = state
-    return states, faults
+    return states, [*faults, *_patient_faults(reply, states, study)]
+
+
+def _patient_faults(reply: Reply, states: States, study: Study) -> Iterator[str]:
+    """Yield which states of patients cannot be of the patients of their images."""
+    for name, split in product(study.tasks, HELD_OUT):
+        of_patients = (name, OF_PATIENTS[split])
+        if of_patients not in reply.metrics:
+            continue
+        where = f"metrics of {name} on {of_patients[1]}"
+        if (name, split) not in reply.metrics:
+            yield f"{where}: without those of their images"
+        elif (name, split) in states and of_patients in states:  # or their own fault is told
+            positive = study.tasks[name].positive_index
+            if not _may_be_patients_of(states[name, split], states[of_patients], positive):
+                yield f"{where}: not of the patients of their images"
+
+
+def _may_be_patients_of(images: MetricState, patients: MetricState, positive: int | None) -> bool:
+    """Say whether one state may count the patients of the images that the other counts.
+
+    A patient with images of several classes is a case of each, unless one class is positive.
+    """
+    in_class, cases = images.confusion.sum(axis=1), patients.confusion.sum(axis=1)
+    once = positive is None or patients.n_images == patients.n_patients
+    return once and patients.n_patients == images.n_patients and bool(np.all(cases <= in_class))
 
 
 def _declared_as(found: Counted, declared: Counted) -> bool:

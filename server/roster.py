@@ -59,6 +59,11 @@ def check_roster(study: Study, members: Sequence[Member], refusals: Mapping[str,
         )
 
 
+def each_image(members: Sequence[Member]) -> dict[str, list[str]]:
+    """Return the tasks whose patients are not known, by the sites that have such tasks."""
+    return {m.name: list(m.declaration.each_image) for m in members if m.declaration.each_image}
+
+
 def joined(members: Sequence[Member], newcomers: Sequence[Member]) -> list[Member]:
     """Return the members with the newcomers among them, by name.
 

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from common.arrays import Array, Arrays
 from common.arrays import digest as digest_of
+from common.chained_log import Head
 from common.errors import QuorumError, ReplyError
 from common.layout import Layout
 from common.messages import Kind, Order, Reply
@@ -21,12 +22,14 @@ from common.seals import Sealer
 from common.seeds import stream
 from common.study import Study
 from server import history, ingress
+from server.central_privacy import CARRIED, SiteNoise, make_noise
 from server.checkpoint import States, StoredArrays, find_checkpoint, has_begun, save_round
 from server.door import Door, enrol
 from server.exchange import exchange, gather
 from server.history import RoundRecord
 from server.mail import Mail
-from server.roster import Member
+from server.noisy_mean import with_noise
+from server.roster import Member, each_image
 from server.strategies import Combiner, make_combiner
 from server.timing import AT_ONCE, Timing
 
@@ -82,12 +85,14 @@ def run_study(
             and history up to then are on disk.
         TaskWithoutSiteError: A task has no site.
         OutputError: The folder cannot be written, or does not hold the study.
+        StudyError: The network cannot have the study's central privacy.
     """
     done = find_checkpoint(folder, study)
     path = done.model
     stored = StoredArrays(path, layout.sent_once)
     base = Base(digest_of(stored), stored)
-    combiners = make_combiners(study, layout, done.states)
+    noise = make_noise(study, layout, done.states)
+    combiners = make_combiners(study, layout, done.states, noise)
     door = Door(study, Mail(grid, sealer), timing)
     members = enrol(door, max(sites, len(done.members)))
     outcome = Outcome(members, door.refused, history.rewind(folder, done.round), path)
@@ -99,11 +104,15 @@ def run_study(
 
         members, here = gather(door, members, record)
         asked = here if last else sample(study, here, number)
-        orders = {m.name: (m, make_order(study, layout, current, m, number, base)) for m in asked}
+        heads = history.last_heads(outcome.records)
+        orders = {
+            m.name: (m, make_order(study, layout, current, m, number, base, heads.get(m.name)))
+            for m in asked
+        }
         if not last:
             begin(combiners, current, study, number, asked)
-        record.tasks = history.task_figures(study, hear(door, orders, combiners, record))
-        path = settle(folder, study, record, combiners, base, members, began) or path
+        record.tasks = history.task_figures(study, hear(door, orders, combiners, record, noise))
+        path = settle(folder, study, record, combiners, base, members, began, noise) or path
         outcome.records.append(record)
         watch(record)
         if len(record.answered) < study.federation.quorum:
@@ -120,15 +129,21 @@ def settle(
     base: Base,
     members: Sequence[Member],
     began: float,
+    noise: SiteNoise | None,
 ) -> Path | None:
     """Combine the replies where enough came, and write the round down; return the new model."""
     record.combined = record.trained and len(record.answered) >= study.federation.quorum
     arrays = finish(combiners, base) if record.combined else {}
+    if record.combined and noise is not None:
+        record.central_privacy = noise.close_round(len(record.answered))
+    record.each_image = each_image(members)
     record.seconds["total"] = time.monotonic() - began
     history.append(folder, record)
     if not record.combined:
         return None
     carried = {group: combiner.state() for group, combiner in combiners.items()}
+    if noise is not None:
+        carried[CARRIED] = noise.state()
     names = tuple(member.name for member in members)
     return save_round(folder, arrays, carried, study, record.round, names)
 
@@ -145,9 +160,12 @@ def begin_study(study: Study, arrays: Arrays, folder: Path) -> None:
         save_round(folder, arrays, {}, study, 0)
 
 
-def make_combiners(study: Study, layout: Layout, states: States) -> dict[str, Combiner]:
+def make_combiners(
+    study: Study, layout: Layout, states: States, noise: SiteNoise | None
+) -> dict[str, Combiner]:
     """Return each group's combiner, as it was when the last round was done."""
-    combiners = {group: make_combiner(group, study.federation) for group in layout.groups}
+    federation = study.federation
+    combiners = {g: with_noise(make_combiner(g, federation), noise) for g in layout.groups}
     for group, combiner in combiners.items():
         combiner.restore(states.get(group, {}), layout.groups[group])
     return combiners
@@ -169,12 +187,13 @@ def make_order(
     member: Member,
     number: int,
     base: Base,
+    head: Head | None,
 ) -> Order:
-    """Write one site's order: its groups of arrays, and the base where it is missing."""
+    """Write one site's order: its groups of arrays, the base where it is missing, and the head."""
     kind: Kind = "evaluate" if number > study.rounds else "train"
     groups = {group: current[group] for group in layout.groups_of(member.tasks)}
     missing = base.arrays if member.base != base.digest else None
-    return Order(kind, study, number, groups, base.digest, missing)
+    return Order(kind, study, number, groups, base.digest, missing, head)
 
 
 def begin(
@@ -199,6 +218,7 @@ def hear(
     orders: Mapping[str, tuple[Member, Order]],
     combiners: Mapping[str, Combiner],
     record: RoundRecord,
+    noise: SiteNoise | None,
 ) -> dict[str, ingress.States]:
     """Send the orders, fold in each reply that may be used, and return the sites' metrics."""
     states = {}
@@ -213,17 +233,21 @@ def hear(
                 door.ask_again(member.node_id)
         else:
             member.base = order.base_digest
-            accept(combiners, reply, record)
+            note_head(record, reply, order.countersigned)
+            accept(combiners, reply, record, noise)
         del reply  # or it would stay in memory until the next one has come
     return states
 
 
-def accept(combiners: Mapping[str, Combiner], reply: Reply, record: RoundRecord) -> None:
+def accept(
+    combiners: Mapping[str, Combiner], reply: Reply, record: RoundRecord, noise: SiteNoise | None
+) -> None:
     """Hand an admitted reply to the combiners, and note what it says of the training."""
     record.answered.append(reply.site)
     if record.trained:
+        factor = 1.0 if noise is None else noise.factor_for(reply.groups)
         for group, change in reply.groups.items():
-            combiners[group].accept(reply.site, change, reply.weights[group])
+            combiners[group].accept(reply.site, change, factor * reply.weights[group])
     if reply.training is not None:
         training = reply.training
         if record.trained:
@@ -233,6 +257,14 @@ def accept(combiners: Mapping[str, Combiner], reply: Reply, record: RoundRecord)
             ("evaluation", training.evaluation_seconds),
         ):
             record.seconds[name] = record.seconds.get(name, 0.0) + seconds
+
+
+def note_head(record: RoundRecord, reply: Reply, known: Head | None) -> None:
+    """Note where a site's audit log stands; the site's next order countersigns it."""
+    if reply.audit is not None:
+        record.audit_heads[reply.site] = reply.audit._asdict()
+    if fault := ingress.head_fault(reply, known):
+        record.audit_faults[reply.site] = fault
 
 
 def finish(combiners: Mapping[str, Combiner], base: Base) -> dict[str, Array]:

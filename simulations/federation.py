@@ -29,6 +29,7 @@ from common.errors import FederationError, MissingFolderError, QuorumError
 from common.models import normalisation_of
 from common.study import Study
 from common.weights import layout_of, take
+from server.central_privacy import check_layout
 from server.history import RoundRecord
 from server.initial_weights import Start, initial_model
 from server.rounds import Outcome, Watch, begin_study, run_study
@@ -92,6 +93,7 @@ def play(
     """
     start = initial_model(study)
     layout = layout_of(start.model, study)
+    check_layout(study, layout)
     arrays = take(start.model, start.model.state_dict())
     configs = [SiteConfig.load(path) for path in hospitals]
     if len(configs) < study.federation.quorum:

@@ -194,6 +194,7 @@ def _write_site(
         f'name = "{folder.name}"',
         'device = "cpu"',
         "threads = 0",
+        "readers = 0 # a simulation trusts its images; a hospital leaves this line out",
         'state = "state"',
         "",
         f"[data.{task}]",

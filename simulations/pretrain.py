@@ -20,8 +20,8 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from client.dicom import MR_PERCENTILES
-from client.images import CT_WINDOW
+from client.intensity import intensities
+from client.pictures import Reading
 from client.preprocess import normalise, prepare
 from common.files import canonical_json, write_atomic
 from simulations.drawing import Pixels
@@ -44,15 +44,12 @@ def draw(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(pixels: Pixels) -> NDArray[np.float32]:
-    """Bring CT, MR or fundus to [0, 1], as ``client/dicom.py`` does with their files."""
+    """Bring CT, MR or fundus to [0, 1], as the client does with their files."""
     if pixels.dtype == np.int16:
-        centre, width = CT_WINDOW
-        low, high = centre - width / 2, centre + width / 2
-    elif pixels.dtype == np.uint16:
-        low, high = np.percentile(pixels, MR_PERCENTILES)
-    else:
-        low, high = 0, 255
-    return ((pixels - low) / (high - low)).clip(0, 1).astype(np.float32)
+        return intensities([pixels], "hounsfield", Reading("CT", None), inverted=False)[0]
+    if pixels.dtype == np.uint16:
+        return intensities([pixels], "signal", Reading("MR", None), inverted=False)[0]
+    return (pixels / 255).astype(np.float32)
 
 
 def fit(pixels: Tensor, labels: Tensor, *, epochs: int, seed: int) -> nn.Module:

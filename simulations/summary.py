@@ -8,6 +8,7 @@ from typing import Any
 from common.study import Study
 from server import history
 from server.history import RoundRecord
+from server.roster import each_image
 from simulations.federation import Engine, Played
 
 PACKAGES = ("rarefed", "flwr", "torch", "torchvision", "timm", "numpy", "pydicom")
@@ -32,6 +33,7 @@ def summarise(
         "tasks": _tasks(records[-1]),
         "yardsticks": dict(yardsticks) if yardsticks is not None else None,
         "unreadable": _unreadable(played),
+        "each_image": each_image(played.outcome.members),
         "bytes": {way: _bytes(records, way) for way in ("down", "up")},
         "seconds": _seconds(records, played, engine),
         "versions": _versions(),

@@ -20,29 +20,40 @@ YARDSTICKS = {"alone": "alone, mean", "ensemble": "ensemble", "pooled": "pooled 
 
 
 def tables(summary: dict[str, Any]) -> Iterator[Table]:
-    """Yield one table a task: each model on all test patients, then the federation's by site.
+    """Yield a task's table: each model on all test patients, then the federation's by site.
+
+    Where patients have several images, a second one follows, in which each patient counts once.
 
     Args:
         summary: Content of ``summary.json``.
     """
     for task, found in summary["tasks"].items():
-        table = Table(
-            title=f"{task}: n test patients",
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,  # without it, five digits of patients are cut
-        )
-        table.add_column("model", no_wrap=True)
-        for name in ("n", *SHOWN.values()):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_row("federated", *_cells(found["pooled"]), style="bold")
-        for name, values in (summary["yardsticks"] or {}).items():
-            table.add_row(YARDSTICKS[name], *_cells(values[task]))
-        table.add_section()
-        for site, figures in found["per_site"].items():
-            table.add_row(f"at {site}", *_cells(figures))
-        yield table
+        yardsticks = {name: v[task] for name, v in (summary["yardsticks"] or {}).items()}
+        yield _table(f"{task}: n test patients", found, yardsticks)
+        if "patients" in found:
+            of_patients = {name: v["patients"] for name, v in yardsticks.items() if "patients" in v}
+            title = f"{task}, each patient counted once: n test patients"
+            yield _table(title, found["patients"], of_patients)
+
+
+def _table(title: str, found: dict[str, Any], yardsticks: dict[str, dict[str, Any]]) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,  # without it, five digits of patients are cut
+    )
+    table.add_column("model", no_wrap=True)
+    for name in ("n", *SHOWN.values()):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("federated", *_cells(found["pooled"]), style="bold")
+    for name, values in yardsticks.items():
+        table.add_row(YARDSTICKS[name], *_cells(values))
+    table.add_section()
+    for site, figures in found["per_site"].items():
+        table.add_row(f"at {site}", *_cells(figures))
+    return table
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

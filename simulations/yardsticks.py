@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.dataset import Images, batches, steps_per_epoch
-from client.evaluate import logits_of, state_of
+from client.evaluate import logits_of, measured
+from client.features import channel_statistics
 from client.preprocess import normalise
 from client.site import Site
-from client.train import channel_statistics, train
+from client.train import train
 from common.metrics import METRICS
 from common.models import FederatedModel, build_model
 from common.seeds import stream
@@ -48,7 +49,8 @@ def measure(
 
     Returns:
         Figures by yardstick and task; those of ``alone`` are means over the sites, which stand
-        beneath ``per_site``.
+        beneath ``per_site``. Where patients have several images, figures in which each patient
+        counts once stand beneath ``patients`` of each.
     """
     test = _merged([_images(study, site, "test") for site in sites])
     logits: dict[str, dict[str, NDArray[np.float32]]] = {task: {} for task in study.tasks}
@@ -153,31 +155,39 @@ def _merged(parts: Sequence[ByTask]) -> dict[str, Images]:
         found = [part[task] for part in parts if task in part]
         channels = max(images.pixels.shape[1] for images in found)
         merged[task] = Images(
-            torch.cat([i.pixels.expand(-1, channels, -1, -1) for i in found]),
+            torch.cat([i.pixels[:].expand(-1, channels, -1, -1) for i in found]),
             torch.cat([images.labels for images in found]),
             tuple(patient for images in found for patient in images.patients),
         )
     return merged
 
 
-def _figures(study: Study, task: str, logits: NDArray[np.floating], images: Images) -> Figures:
-    state = state_of(logits, images, study.tasks[task])
-    return figures(state, study.tasks[task].positive_index)
+def _figures(
+    study: Study, task: str, logits: NDArray[np.floating], images: Images
+) -> dict[str, Any]:
+    positive, found = study.tasks[task].positive_index, measured(logits, images, study.tasks[task])
+    result: dict[str, Any] = dict(figures(found.of_images, positive))
+    if found.of_patients is not None:
+        result["patients"] = figures(found.of_patients, positive)
+    return result
 
 
 def _alone(
     study: Study, task: str, logits: Mapping[str, NDArray[np.float32]], images: Images
 ) -> dict[str, Any]:
     per_site = {site: _figures(study, task, value, images) for site, value in logits.items()}
+    patients = [found["patients"] for found in per_site.values() if "patients" in found]
+    result = _mean(list(per_site.values())) | {"per_site": per_site}
+    return result | ({"patients": _mean(patients)} if patients else {})
+
+
+def _mean(found: Sequence[Figures]) -> dict[str, Any]:
+    """Return the means of models' figures on the same images, where they are defined."""
     mean: dict[str, Any] = {}
     for name in METRICS:
-        values = [found for figure in per_site.values() if (found := figure[name]) is not None]
+        values = [value for figure in found if (value := figure[name]) is not None]
         mean[name] = float(np.mean(values)) if values else None
-    return mean | {
-        "n_patients": images.n_patients,
-        "n_images": len(images),
-        "per_site": per_site,
-    }
+    return mean | {name: found[0][name] for name in ("n_patients", "n_images")}
 
 
 def _mean_probability(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:

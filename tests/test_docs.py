@@ -17,7 +17,8 @@ import client.cli
 import server.cli
 import simulations.cli
 from client.config import SiteConfig
-from client.manifest import FIXED_SPLITS, REQUIRED
+from client.manifest import FIXED_SPLITS
+from client.manifest_columns import OPTIONAL, REQUIRED
 from common import errors
 from common.metrics import BINS, CALIBRATION_BINS, LOGIT_LIMIT, METRICS
 from common.models import build_model
@@ -80,7 +81,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, b
     for name, field in model.model_fields.items():
         key, annotation = f"{prefix}{name}", field.annotation
         section = _section(annotation)
-        default = None if section is not None or field.is_required() else field.default
+        plain = section is None and not field.is_required()
+        default = field.get_default(call_default_factory=True) if plain else None
         yield key, default, field.is_required()
         if section is not None:
             several = get_origin(annotation) is dict
@@ -166,7 +168,7 @@ def test_every_manifest_column_is_described() -> None:
     """The columns that must be there, and those that may, have rows that say which they are."""
     for column in REQUIRED:
         assert row_of(page("site.md"), column)[1] == "yes"
-    for column in ("site", "group", "mask", "split"):
+    for column in OPTIONAL:
         assert row_of(page("site.md"), column)[1] == "no"
     assert all(f"`{split}`" in row_of(page("site.md"), "split")[2] for split in FIXED_SPLITS)
 

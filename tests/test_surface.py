@@ -21,7 +21,7 @@ SURFACE = {
     "rarefed-client": {
         "join": ["KIT", "--site", "--fingerprint", "--json"],
         "renew": ["SITE", "BUNDLE", "--json"],
-        "check": ["SITE", "--study", "--json"],
+        "check": ["SITE", "--study", "--html", "--workers", "--json"],
         "doctor": ["SITE", "--study", "--json"],
         "leave": ["SITE", "--yes", "--json"],
         "approve": ["SITE", "STUDY", "--list", "--revoke", "--yes", "--json"],
@@ -31,9 +31,12 @@ SURFACE = {
         "vault": ["SITE"],
         "courier": ["SITE"],
         "ledger": ["SITE", "--json"],
-        "audit verify": ["SITE", "--json"],
+        "manifest build": ["FOLDER", "--out", "--json"],
+        "audit verify": ["SITE", "--head", "--json"],
         "audit head": ["SITE", "--json"],
         "audit show": ["SITE", "--last", "--study", "--json"],
+        "cache show": ["SITE", "--json"],
+        "cache clear": ["SITE", "--json"],
     },
     "rarefed-server": {
         "init": [
@@ -49,6 +52,7 @@ SURFACE = {
         "resume": ["STUDY", "--no-follow", "--folder", "--json"],
         "stop": ["STUDY", "--folder", "--json"],
         "status": ["--folder", "--json"],
+        "heads": ["STUDY", "--folder", "--json"],
         "export": ["STUDY", "OUT", "--folder", "--json"],
         "check": ["STUDY", "--json"],
     },

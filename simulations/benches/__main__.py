@@ -12,6 +12,7 @@ from rich.table import Table
 BENCHES = (
     "wire",
     "egress_fuzz",
+    "image_fuzz",
     "epsilon",
     "ledger_kills",
     "dp_step",
@@ -20,6 +21,9 @@ BENCHES = (
     "engines",
     "overhead",
     "demo",
+    "cache",
+    "check_speed",
+    "check_memory",
     "real",
     "half",
     "exchange",

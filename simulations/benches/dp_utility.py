@@ -15,11 +15,12 @@ from rich.console import Console
 from common.study import Study
 from server.history import load
 from simulations.benches.real import (
+    BACKBONE,
+    BACKBONES,
     DATA,
-    WEIGHTS,
+    SHARED,
     Data,
     Tasks,
-    Weights,
     dealt,
     find_datasets,
     study_of,
@@ -35,8 +36,9 @@ BATCH = 8
 
 def main(
     data: Data = DATA,
-    weights: Weights = WEIGHTS,
     task: Tasks = None,
+    backbone: Annotated[str, typer.Option(help=" or ".join(BACKBONES) + ".")] = BACKBONE,
+    weights: Annotated[Path | None, typer.Option(help="Weights of the backbone.")] = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
     train: Annotated[str, typer.Option(help="What trains: head, last:1, all.")] = "head",
     seeds: Annotated[int, typer.Option(help="How many seeds of deal and study.")] = 1,
@@ -44,14 +46,18 @@ def main(
 ) -> None:
     """Measure, print, and end with 1 if epsilon 8 costs a task more AUROC than the limit."""
     folders = find_datasets(data, task)
+    weights = weights or SHARED / "weights" / BACKBONES[backbone]
     asked: list[float | None] = [None, *(epsilon or [JUDGED, 3.0, 1.0])]
     found: dict[str, dict[str, list[float]]] = {str(e): {} for e in asked}
     for seed in range(seeds):
-        study = study_of(folders, weights, {}, rounds=rounds, seed=seed)
+        study = study_of(folders, weights, {}, rounds=rounds, seed=seed, backbone=backbone)
         with tempfile.TemporaryDirectory() as name:
             made = dealt(folders, Path(name) / "hospitals", seed=seed)
             for value in asked:
                 figures = _auroc(_variant(study, train, value), made, Path(name) / str(value))
+                Console(stderr=True).print_json(
+                    data={"seed": seed, "epsilon": value, "auroc": figures}, indent=None
+                )
                 for each, auroc in figures.items():
                     found[str(value)].setdefault(each, []).append(auroc)
     means = {e: {t: float(np.mean(v)) for t, v in rows.items()} for e, rows in found.items()}
@@ -65,7 +71,13 @@ def main(
         ratio=private[worst] / plain[worst],
         limit=LIMIT,
         holds=lost[worst] <= LIMIT,
-        details={"train": train, "seeds": seeds, "judged": asked[1], "auroc": found},
+        details={
+            "backbone": backbone,
+            "train": train,
+            "seeds": seeds,
+            "judged": asked[1],
+            "auroc": found,
+        },
     )
     raise typer.Exit(result.tell())
 

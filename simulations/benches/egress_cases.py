@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from client.config import Limits
-from client.egress import HELD_OUT, Own
-from client.suppression import behind_of, stated
+from client.egress import Own
+from client.patients import by_patient, cases_of
+from client.suppression import Behind, Key, behind_of, stated
 from common import metrics
+from common.arrays import Arrays
+from common.held_out import HELD_OUT, OF_PATIENTS
 from common.messages import (
     Counted,
     Declaration,
@@ -21,6 +24,7 @@ from common.study import Study
 from common.versions import software_version
 
 CLASSES = {"ct": 2, "mr": 3}
+WORDS = ("Jane Doe, *1971-03-04, ward 7", "../../data/scan.png", "x" * 100_000, "\0", "ct\n0")
 
 
 class Case(NamedTuple):
@@ -34,6 +38,8 @@ class Case(NamedTuple):
     """Whether the reply comes to the door without having been through suppression."""
 
 
+Measured = dict[Key, tuple[Arrays, Behind]]
+"""Metric states, and who stands behind each."""
 Mutation = Callable[[np.random.Generator, Case], Case]
 
 
@@ -59,7 +65,10 @@ def good_case(kind: Any, limits: Limits, *, private: bool) -> Case:
         "head:mr": {"h": floats(rng, (3, 9))},
     }
     order = Order(kind, study, 2, asked, "ab" * 32, None)
-    measured = {(task, split): measured_of(rng, task) for task in CLASSES for split in HELD_OUT}
+    measured: Measured = {}
+    for task in CLASSES:
+        for split in HELD_OUT:
+            measured |= measured_of(rng, task, split)
     own = Own("site-a", _declaration(limits), {key: found[1] for key, found in measured.items()})
     reply = Reply("site-a", study.digest(), 2)
     if kind == "check":
@@ -101,8 +110,10 @@ def _declaration(limits: Limits) -> Declaration:
     )
 
 
-def measured_of(rng: np.random.Generator, task: str, rare: int | None = None) -> tuple[Any, Any]:
-    """Return a state of 24 patients with two images each, and who stands behind it.
+def measured_of(
+    rng: np.random.Generator, task: str, split: str, rare: int | None = None
+) -> Measured:
+    """Return the states of 24 patients with two images each, and who stands behind them.
 
     With ``rare``, so many patients have the first class.
     """
@@ -112,9 +123,20 @@ def measured_of(rng: np.random.Generator, task: str, rare: int | None = None) ->
     if rare is not None:
         labels = np.where(patient < rare, 0, 1 + patient % (n_classes - 1))
     logits = rng.normal(size=(48, n_classes)) + 2 * np.eye(n_classes)[labels]
-    state = metrics.update(metrics.zero(n_classes, positive), logits, labels, positive)
-    arrays = metrics.to_arrays(metrics.with_patients(state, 24))
-    return arrays, behind_of(labels.tolist(), [f"{task}-{p}" for p in patient], n_classes)
+    names = [f"{task}-{p}" for p in patient]
+    behind = behind_of(labels.tolist(), names, n_classes)
+    said, truth = by_patient(logits, labels, names, "mean", positive)
+    return {
+        (task, split): (state_of(logits, labels, positive), behind),
+        (task, OF_PATIENTS[split]): (state_of(said, truth, positive), cases_of(behind, positive)),
+    }
+
+
+def state_of(logits: Any, labels: Any, positive: int | None, patients: int = 24) -> Arrays:
+    """Return the metric state of so many patients' images or cases, as arrays."""
+    blank = metrics.zero(logits.shape[1], positive)
+    state = metrics.update(blank, logits, labels, positive)
+    return metrics.to_arrays(metrics.with_patients(state, patients))
 
 
 def floats(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
@@ -122,4 +144,22 @@ def floats(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
     return np.asarray(rng.normal(size=shape), np.float32)
 
 
-# What is wrong: each takes a good case and changes one thing.
+def pick(rng: np.random.Generator, choices: Any) -> Any:
+    """Return one of the choices as it is; NumPy would make an array of them."""
+    found = list(choices)
+    return found[int(rng.integers(len(found)))]
+
+
+def word(rng: np.random.Generator) -> str:
+    """Return a text that must not leave."""
+    return str(pick(rng, WORDS))
+
+
+def pixels(rng: np.random.Generator) -> Any:
+    """Return an image-sized array of some type."""
+    return rng.integers(0, 255, (64, 64)).astype(pick(rng, ("u1", "f4", "i8", "f2")))
+
+
+def with_changes(case: Case, **changes: Any) -> Case:
+    """Return the case with other parts of the reply."""
+    return case._replace(reply=case.reply._replace(**changes))

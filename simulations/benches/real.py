@@ -32,13 +32,19 @@ MODALITIES = (("ct", "CT"), ("mri", "MR"), ("mr", "MR"), ("fundus", "fundus"), (
 STUDY: dict[str, Any] = {
     "name": "real",
     "rounds": 12,
-    "backbone": {"name": "mobilenetv2_100", "image_size": 96, "normalisation": "frozen"},
+    "backbone": {"image_size": 96, "normalisation": "frozen"},
     "training": {"head_lr": 1e-3, "backbone_lr": 2e-4},
     # A task with many patients would else own the backbone: 1,371 groups here, 35 there.
     "federation": {"weighting": "equal"},
 }
+BACKBONES = {
+    "mobilenetv2_100": "mobilenetv2_100_tfslim.timm.safetensors",
+    "squeezenet1_1": "squeezenet1_1_onnxzoo.torchvision.safetensors",
+}
+"""Backbones by name, with the file of their pretrained weights."""
+BACKBONE = "mobilenetv2_100"
 DATA = SHARED / "data"
-WEIGHTS = SHARED / "weights" / "mobilenetv2_100_tfslim.timm.safetensors"
+WEIGHTS = SHARED / "weights" / BACKBONES[BACKBONE]
 Data = Annotated[Path, typer.Option(help="Folder of data sets.")]
 Weights = Annotated[Path, typer.Option(help="Weights of mobilenetv2_100.")]
 Tasks = Annotated[list[str] | None, typer.Option(help="Folders to use; repeatable.")]
@@ -76,6 +82,7 @@ def study_of(
     rounds: int,
     seed: int = 0,
     image_size: int = 96,
+    backbone: str = BACKBONE,
 ) -> Study:
     """Return the study of all data sets; ``positive`` names classes by folder."""
     return Study.parse(
@@ -83,7 +90,12 @@ def study_of(
             **STUDY,
             "rounds": rounds,
             "seed": seed,
-            "backbone": {**STUDY["backbone"], "image_size": image_size, "weights": str(weights)},
+            "backbone": {
+                **STUDY["backbone"],
+                "name": backbone,
+                "image_size": image_size,
+                "weights": str(weights),
+            },
             "tasks": {slug(f.name): task_of(f, positive.get(f.name)) for f in folders},
         }
     )

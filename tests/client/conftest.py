@@ -78,7 +78,13 @@ def make_hospital(tmp_path: Path) -> Callable[..., SiteConfig]:
     ) -> SiteConfig:
         folder = tmp_path / name
         folder.mkdir()
-        lines = [f'name = "{name}"', f'device = "{device}"', "threads = 1", "[limits]"]
+        lines = [
+            f'name = "{name}"',
+            f'device = "{device}"',
+            "threads = 1",
+            "readers = 0",
+            "[limits]",
+        ]
         lines += [f"max_unreadable = {max_unreadable}", "minimum_patients = 1"]
         for task in tasks:
             _write_task(folder / task, task, splits)

@@ -148,7 +148,7 @@ def test_a_reply_tells_what_was_decided(code: str, decision: str) -> None:
 
 def test_logs_that_agree_are_verified(tmp_path: Path) -> None:
     """Lines, trainings and heads are counted; a training that was killed has no line."""
-    assert verify(tmp_path) == (0, "0" * 64, 0, 0, "0" * 64)
+    assert verify(tmp_path) == (0, "0" * 64, 0, 0, "0" * 64, 0, 0, None)
     links = [enter(tmp_path, number=n, order=f"{n:064x}") for n in (1, 2, 3)]
     audit = Audit(tmp_path)
     audit.note("started")
@@ -156,7 +156,7 @@ def test_logs_that_agree_are_verified(tmp_path: Path) -> None:
         sent(audit, links[number - 1], number=number, order=f"{number:064x}")
     audit.note_exchange("sent", study=STUDY, number=0, kind="check", order=ORDER)
     audit.note_exchange("repeated", study=STUDY, number=2, kind="train", order=f"{2:064x}")
-    assert verify(tmp_path) == (5, entries(tmp_path)[-1]["hash"], 2, 3, links[-1])
+    assert verify(tmp_path) == (5, entries(tmp_path)[-1]["hash"], 2, 3, links[-1], 0, 0, None)
 
 
 def test_lines_of_an_older_release_are_verified_by_their_order(tmp_path: Path) -> None:

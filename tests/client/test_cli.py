@@ -16,6 +16,7 @@ import pytest
 from client import cli
 from client.config import SiteConfig
 from common import errors
+from common.chained_log import ChainedLog
 from common.enrolment import Kit
 from common.study import Study
 from server.certificates import new_authority
@@ -71,22 +72,27 @@ def folder_of(config: SiteConfig) -> Path:
 
 
 def test_a_check_prints_a_table(make_hospital: MakeHospital, study: Path, command: Command) -> None:
-    """Each task has a row of patients (images) by split, and of unreadable images."""
+    """Each task has a row of patients (images) by split, and of rows left out; then findings."""
     config = make_hospital(tasks=("ct", "mr"))
     (folder_of(config) / "mr/images/scan_0_0.png").write_bytes(b"no image")
     code, out, _ = command("check", folder_of(config), "--study", study)
     assert code == 0
-    rows = {line.split()[1]: line for line in out.splitlines() if "│" in line}
+    table, findings = out.split("findings")
+    rows = {line.split()[1]: line for line in table.splitlines() if "│" in line}
     assert "4 (8)" in rows["ct"]
     assert rows["ct"].count("2 (4)") == 2
     assert rows["ct"].rstrip("│ ").endswith("0")
     assert "4 (7)" in rows["mr"]
     assert rows["mr"].rstrip("│ ").endswith("1")
     assert str(config.state / "site.log") in out.replace("\n", "")
+    assert "unreadable" in findings
+    assert "The site can take part." in findings
+    for name in ("check.html", "check-report.json"):
+        assert (config.state / name).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_check_prints_json(make_hospital: MakeHospital, study: Path, command: Command) -> None:
-    """With ``--json`` standard output is one JSON object, the declaration, and nothing else."""
+    """With ``--json`` standard output is one JSON object: the declaration and the findings."""
     config = make_hospital()
     code, out, _ = command("check", folder_of(config) / "site.toml", "--study", study, "--json")
     assert code == 0
@@ -97,6 +103,8 @@ def test_a_check_prints_json(make_hospital: MakeHospital, study: Path, command: 
     }
     assert found["unreadable"] == {"ct": 0}
     assert found["patients"] == 4
+    assert (found["joins"], found["findings"]) == (True, {"ct": []})
+    assert found == json.loads((config.state / "check-report.json").read_text())
 
 
 def no_folder(folder: Path) -> None:
@@ -155,7 +163,10 @@ def test_each_fault_has_its_exit_code(
     study: Path,
     command: Command,
 ) -> None:
-    """The process ends with the error's code, says what is wrong with a remedy, and prints none."""
+    """The process ends with the error's code and says what is wrong with a remedy.
+
+    Only a check that has read the images prints what it found.
+    """
     folder = folder_of(make_hospital())
     damage(folder)
     code, out, err = command("check", folder, "--study", study, "--json")
@@ -164,7 +175,37 @@ def test_each_fault_has_its_exit_code(
     assert "Remedy:" in err
     assert "Traceback" not in err
     assert "PATIENT" not in err
-    assert out == ""
+    assert bool(out) == (damage in (no_images, no_training))
+    if out:
+        assert (json.loads(out)["joins"], json.loads(out)["refusal"]) == (False, error.code)
+
+
+def test_the_page_goes_where_it_is_wanted(
+    make_hospital: MakeHospital, study: Path, command: Command, tmp_path: Path
+) -> None:
+    """``--html`` names the page's place; one that cannot be written ends with 40."""
+    folder = folder_of(make_hospital())
+    page = tmp_path / "pages" / "mine.html"
+    code, out, _ = command("check", folder, "--study", study, "--html", page, "--workers", 1)
+    assert (code, page.read_text().startswith("<!DOCTYPE html>")) == (0, True)
+    assert "mine.html" in out.replace("\n", "")
+    assert not (folder / "state" / "check.html").exists()
+    folder.joinpath("file").touch()
+    wrong = folder / "file" / "page.html"
+    assert command("check", folder, "--study", study, "--html", wrong)[0] == 40
+
+
+def test_an_accepted_finding_is_logged(
+    make_hospital: MakeHospital, study: Path, command: Command
+) -> None:
+    """What site.toml accepts does not stop the site, and stands in its log with the rows."""
+    config = make_hospital(max_unreadable=0)
+    (folder_of(config) / "ct/images/scan_0_0.png").write_bytes(b"no image")
+    assert command("check", folder_of(config), "--study", study)[0] == 26
+    with (folder_of(config) / "site.toml").open("a") as file:
+        file.write('\naccept = ["unreadable"]\n')  # the last table is that of the task
+    assert command("check", folder_of(config), "--study", study)[0] == 0
+    assert "accepted: unreadable, 1 rows" in (config.state / "site.log").read_text()
 
 
 def test_the_exit_codes_are_those_of_the_documents() -> None:
@@ -323,6 +364,9 @@ def test_the_status_prints_a_table(make_joined: MakeHospital, command: Command) 
     assert code == 0
     for row in ("coordinator", "demo", "socket", "absent", "paused", "approved", "nothing"):
         assert row in out
+    assert "disputed" not in out
+    ChainedLog(folder / "state/audit.jsonl").append({"event": "disputed"})
+    assert "disputed" in command("status", folder)[1]
 
 
 def test_a_red_line_ends_the_doctor_with_its_code(

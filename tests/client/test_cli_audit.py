@@ -15,7 +15,7 @@ from client.approvals import approve
 from client.audit import Audit, describe_reply
 from client.config import SiteConfig
 from common.arrays import Array
-from common.chained_log import ChainedLog
+from common.chained_log import ChainedLog, Head
 from common.command_line import run
 from common.messages import Reply
 from common.study import Study
@@ -80,7 +80,38 @@ def test_a_good_log_is_verified(site: Path, command: Command) -> None:
     found = json.loads(command("audit", "verify", site, "--json")[1])
     assert found["site"] == "site-a"
     assert (found["lines"], found["head"], found["trainings"]) == (4, head, 1)
-    assert set(found) == {"site", "lines", "head", "trainings", "ledger_lines", "ledger_head"}
+    assert set(found) == {
+        "site", "lines", "head", "trainings", "ledger_lines", "ledger_head", "countersigned",
+        "disputed", "held",
+    }  # fmt: skip
+    assert (found["countersigned"], found["disputed"], found["held"]) == (0, 0, None)
+    assert "countersigned up to line 0 of 4" in out
+
+
+def test_a_hash_that_somebody_holds_is_looked_for(site: Path, command: Command) -> None:
+    """Its line is told; of no line it ends with 71, and what is no hash is wrong usage."""
+    hashes = [line["hash"] for line in ChainedLog(site / "state/audit.jsonl").entries()]
+    code, out, _ = command("audit", "verify", site, "--head", f" {hashes[1].upper()} ")
+    assert code == 0
+    assert f"line 2 has the hash {hashes[1]}" in out
+    found = json.loads(command("audit", "verify", site, "--head", hashes[3], "--json")[1])
+    assert found["held"] == 4
+    code, out, err = command("audit", "verify", site, "--head", "ab" * 32)
+    assert (code, out) == (71, "")
+    assert f"no line has the hash {'ab' * 32}" in err
+    assert command("audit", "verify", site, "--head", hashes[1][:20])[0] == 2
+
+
+def test_countersigned_heads_are_shown(site: Path, command: Command) -> None:
+    """The statement says up to where, and which heads were disputed."""
+    audit = Audit(site / "state")
+    audit.note_dispute(Head(9, "ab" * 32), study=OTHER, round=1, countersigned={"entries": 9})
+    audit.note_exchange(
+        "sent", study=OTHER, number=2, kind="train", order="", countersigned={"entries": 3}
+    )
+    out = command("audit", "show", site, "--last", 2)[1]
+    assert "disputed: what the coordinator holds of line 9" in out
+    assert "countersigned up to line 3" in out
 
 
 @pytest.mark.parametrize("file", ["audit.jsonl", "ledger.jsonl"])

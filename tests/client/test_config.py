@@ -53,7 +53,23 @@ def test_defaults_need_only_a_name_and_a_task(tmp_path: Path) -> None:
     write(tmp_path, 'name = "a"\n[data.t]\nmanifest = "labels.csv"\n')
     config = SiteConfig.load(tmp_path)
     assert (config.device, config.threads, config.state) == ("cpu", 0, tmp_path / "state")
-    assert config.limits.max_unreadable == 0.1
+    assert config.limits.max_unreadable == 0.02
+
+
+def test_a_tasks_table_may_be_told_how_to_be_read(tmp_path: Path) -> None:
+    """Label column, patients and accepted findings have defaults, and refuse what is none."""
+    start = 'name = "a"\n[data.t]\nmanifest = "labels.csv"\n'
+    files = SiteConfig.load(write(tmp_path, start)).data["t"]
+    assert (files.label, files.patients, files.accept) == ("label", "column", [])
+    told = 'label = "dr"\npatients = "each_image"\naccept = ["shortcut", "near_duplicate"]\n'
+    files = SiteConfig.load(write(tmp_path, start + told)).data["t"]
+    assert (files.label, files.patients) == ("dr", "each_image")
+    assert files.accept == ["shortcut", "near_duplicate"]
+    wrong = 'label = ""\npatients = "none"\naccept = ["Shortcut", "x"]\n'
+    with pytest.raises(DataError) as refusal:
+        SiteConfig.load(write(tmp_path, start + wrong))
+    for key in ("data.t.label", "data.t.patients", "data.t.accept.0", "data.t.accept.1"):
+        assert key in refusal.value.message
 
 
 def test_the_vaults_settings_have_defaults_and_absolute_paths(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Laws of a task's images in memory, and of the order in which training sees them."""
+"""Laws of a task's images, on disk or in memory, and of the order in which training sees them."""
 
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from client.cache import Cache
 from client.dataset import TaskData, batches, load_task, steps_per_epoch
+from client.gate import Terms
 from client.images import read_image
 from client.manifest import Row
 from client.preprocess import prepare
+from client.stored_pixels import StoredPixels
 from common.errors import EmptyManifestError, ImageError
 from common.study import Task
 
@@ -119,14 +123,17 @@ def load(
     *,
     max_unreadable: float = 0.1,
     workers: int = 2,
+    task: Task = TASK,
+    cache: Cache | None = None,
 ) -> TaskData:
     return load_task(
         {"train": train, "validation": validation, "test": test},
-        TASK,
+        task,
         size=32,
-        max_unreadable=max_unreadable,
+        terms=Terms(max_unreadable),
         workers=workers,
         log=LOG,
+        cache=cache,
     )
 
 
@@ -137,19 +144,50 @@ def test_every_row_arrives_prepared(tmp_path: Path) -> None:
     assert data.unreadable == 0
     for images, part in zip(data.splits.values(), (rows[:4], rows[4:6], rows[6:]), strict=True):
         expected = [prepare(read_image(row.path, modality="fundus"), 32) for row in part]
-        assert torch.equal(images.pixels, torch.stack(expected))
-        assert images.pixels.dtype == torch.float16
+        assert torch.equal(images.pixels[:], torch.stack(expected))
+        assert images.pixels[:].dtype == torch.float16
         assert images.labels.tolist() == [row.label for row in part]
         assert images.patients == tuple(row.patient for row in part)
         assert len(images) == len(part)
         assert images.n_patients == len({row.patient for row in part})
 
 
+def test_on_disk_they_are_what_they_are_in_memory(tmp_path: Path) -> None:
+    """With a cache, whether or not it held the images before, the same values are on disk."""
+    rows = rows_of(tmp_path, [(40, 30), None, (40, 30, 3), (30, 30), (40, 30), (50, 30)])
+    plain = load(rows, rows[2:5], max_unreadable=0.5)
+    cache = Cache(tmp_path / "cache", 10**9)
+    for _ in range(2):
+        kept = load(rows, rows[2:5], max_unreadable=0.5, cache=cache)
+        for split, images in kept.splits.items():
+            expected = plain.splits[split]
+            assert torch.equal(images.pixels[:], expected.pixels[:])
+            assert torch.equal(images.labels, expected.labels)
+            assert images.patients == expected.patients
+        assert isinstance(kept.splits["train"].pixels, StoredPixels)
+    assert cache.size().entries == 5
+
+
+def test_each_slice_has_the_label_and_patient_of_its_row(tmp_path: Path) -> None:
+    """A row with several images gives several, and the rows after it keep their own."""
+    rows = rows_of(tmp_path, [(40, 30), (40, 30), (40, 30)])
+    pages = [Image.open(row.path) for row in rows]
+    volume = tmp_path / "volume.tif"
+    pages[0].save(volume, save_all=True, append_images=pages[1:])
+    listed = [replace(rows[1], path=volume), rows[0], rows[2]]
+    images = load(listed, task=TASK.model_copy(update={"slices": "all"})).splits["train"]
+    assert images.labels.tolist() == [rows[i].label for i in (1, 1, 1, 0, 2)]
+    assert images.patients == tuple(rows[i].patient for i in (1, 1, 1, 0, 2))
+    pixels = images.pixels[:]
+    assert torch.equal(pixels[0], pixels[3])
+    assert torch.equal(pixels[2], pixels[4])
+
+
 def test_the_number_of_readers_changes_nothing(tmp_path: Path) -> None:
     """One thread and eight give the same bytes in the same order."""
     rows = rows_of(tmp_path, [(33, 40)] * 12)
     one, eight = (load(rows, workers=workers).splits["train"] for workers in (1, 8))
-    assert torch.equal(one.pixels, eight.pixels)
+    assert torch.equal(one.pixels[:], eight.pixels[:])
     assert one.patients == eight.patients
 
 
@@ -204,7 +242,7 @@ def test_grey_among_colour_gets_three_equal_channels(tmp_path: Path) -> None:
     """In a mixed split grey is repeated and colour kept; a grey split stays at one channel."""
     grey, colour, other = rows_of(tmp_path, [(40, 30), (40, 30, 3), (40, 30)])
     mixed = load([grey, colour], [grey, other])
-    first, second = mixed.splits["train"].pixels
+    first, second = mixed.splits["train"].pixels[:]
     assert torch.equal(first[0], prepare(read_image(grey.path, modality="fundus"), 32)[0])
     assert torch.equal(first[0], first[1])
     assert torch.equal(first[0], first[2])

@@ -8,10 +8,13 @@ import pytest
 
 from client.config import Limits
 from client.egress import REFUSALS, Own, refusal, release
+from client.patients import by_patient, cases_of
 from client.suppression import behind_of, suppress
 from common import errors, metrics
 from common.arrays import Array
+from common.chained_log import Head
 from common.errors import EgressError, RarefedError
+from common.held_out import OF_PATIENTS
 from common.messages import (
     Counted,
     Declaration,
@@ -236,6 +239,14 @@ def test_an_unknown_reason_is_held_back(code: str, order: Order) -> None:
     assert "more than a reason" in fault_of(good(order)._replace(refusal="image"), order)
 
 
+def test_the_head_of_the_audit_log_is_not_the_replys_to_tell(order: Order) -> None:
+    """The log itself says it, behind the door: whatever a reply brings along is held back."""
+    head = Head(0, "0" * 64)
+    assert "the log alone" in fault_of(good(order)._replace(audit=head), order)
+    code = Reply("site-a", order.study.digest(), 2, refusal="image", audit=head)
+    assert "more than a reason" in fault_of(code, order)
+
+
 @pytest.mark.parametrize("field", ["site", "digest", "round"])
 def test_a_reply_says_whose_and_what_it_is(field: str, order: Order) -> None:
     """Site, study and round are those that are known here, to the letter."""
@@ -256,6 +267,9 @@ def test_a_reply_says_whose_and_what_it_is(field: str, order: Order) -> None:
         ({"tasks": {**DECLARATION.tasks, "mr": DECLARATION.tasks["ct"]}}, "none of the study"),
         ({"tasks": {**DECLARATION.tasks, "Jane Doe": DECLARATION.tasks["ct"]}}, "not of its form"),
         ({"unreadable": {"jane": 1}}, "other tasks"),
+        ({"each_image": ("jane",)}, "not known"),
+        ({"each_image": ("Jane Doe",)}, "not of its form"),
+        ({"each_image": ("ct",)}, "not that of this site"),
         ({"unreadable": {"ct": -1}}, "not of its form"),
     ],
 )
@@ -350,6 +364,40 @@ def test_a_state_is_of_the_patients_that_are_here(order: Order) -> None:
     few = behind_of(LABELS[:38].tolist(), PATIENTS[:38], 2)
     own = OWN._replace(behind=dict.fromkeys(OWN.behind, few))
     assert "not of this site's patients" in fault_of(good(order), order, LIMITS, own)
+
+
+def of_patients(images: Any = None) -> tuple[dict[str, Array], Any]:
+    """Return the state of the 20 patients whose images are in ``state()``, and who is behind it."""
+    logits = np.random.default_rng(1).normal(size=(40, 2)) if images is None else images
+    said, truth = by_patient(logits, LABELS, PATIENTS, "mean", 1)
+    seen = metrics.update(metrics.zero(2, 1), said, truth, 1)
+    return metrics.to_arrays(metrics.with_patients(seen, 20)), cases_of(BEHIND, 1)
+
+
+def test_a_state_of_patients_leaves_where_it_belongs(order: Order) -> None:
+    """Beside that of its images, of these patients, and where patients have several images."""
+    key = ("ct", OF_PATIENTS["test"])
+    arrays, behind = of_patients()
+    own = OWN._replace(behind={**OWN.behind, key: behind})
+    reply = good(order)._replace(metrics={("ct", "test"): state(), key: arrays})
+    assert let_out(reply, order, LIMITS, own) is reply
+    assert "not asked for" in fault_of(reply, order)
+    alone = reply._replace(metrics={key: arrays})
+    assert "the state of its images" in fault_of(alone, order, LIMITS, own)
+    odd = reply._replace(metrics={("ct", "test"): state(), key: state()})
+    assert "not of this site's patients" in fault_of(odd, order, LIMITS, own)
+    for name in ("train_patients", "patients", "test_patients_patients"):
+        odd = reply._replace(metrics={**reply.metrics, ("ct", name): arrays})
+        assert "not asked for" in fault_of(odd, order, LIMITS, own)
+    counted = Counted(patients=20, images=40)
+    for declared_as, passes in ((counted, True), (Counted(patients=25, images=40), False)):
+        splits = Splits(train=COUNTS, validation=COUNTS, test=declared_as)
+        declaration = DECLARATION.model_copy(update={"tasks": {"ct": splits}})
+        if passes:
+            assert let_out(reply, order, LIMITS, own._replace(declaration=declaration))
+        else:
+            message = fault_of(reply, order, LIMITS, own._replace(declaration=declaration))
+            assert "ct, test_patients: not of this site's patients" in message
 
 
 def test_every_fault_is_listed(order: Order) -> None:

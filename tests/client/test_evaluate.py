@@ -11,8 +11,9 @@ from sklearn import metrics as sk
 
 from client.dataset import Images
 from client.evaluate import BATCH, evaluate, logits_of, state_of
+from client.features import channel_statistics
+from client.patients import state_of_patients
 from client.preprocess import normalise
-from client.train import channel_statistics
 from common import metrics
 from common.arrays import digest
 from common.errors import DivergedError
@@ -85,7 +86,8 @@ def test_no_images_are_measured_as_none(
     assert logits_of(model, nothing, "mr", device=CPU).shape == (0, 3)
     state = evaluate(model, nothing, "mr", study.tasks["mr"], device=CPU)
     blank = metrics.zero(3, None)
-    assert digest(metrics.to_arrays(state)) == digest(metrics.to_arrays(blank))
+    assert digest(metrics.to_arrays(state.of_images)) == digest(metrics.to_arrays(blank))
+    assert state.of_patients is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
@@ -159,10 +161,15 @@ def test_metrics_of_many_classes_are_scikit_learns(
 def test_evaluation_is_logits_then_sums(
     study: Study, model: FederatedModel, make_images: MakeImages
 ) -> None:
-    """The state is that of the network's own logits, and counts each patient once."""
-    images = make_images(11)
-    state = evaluate(model, images, "ct", study.tasks["ct"], device=CPU)
-    by_hand = state_of(logits_of(model, images, "ct", device=CPU), images, study.tasks["ct"])
+    """The states are those of the network's own logits, by image and by patient."""
+    images, task = make_images(11), study.tasks["ct"]
+    state, of_patients = evaluate(model, images, "ct", task, device=CPU)
+    logits = logits_of(model, images, "ct", device=CPU)
+    by_hand = state_of(logits, images, task)
+    assert of_patients is not None
+    assert digest(metrics.to_arrays(of_patients)) == digest(
+        metrics.to_arrays(state_of_patients(logits, images, task))
+    )
     assert digest(metrics.to_arrays(state)) == digest(metrics.to_arrays(by_hand))
     assert (state.n_patients, state.n_images) == (6, 11)
     assert state.confusion.sum(axis=1).tolist() == [6, 5]

@@ -1,9 +1,12 @@
 """Laws of the gradients of one layer, patient by patient."""
 
+from typing import Any
+
 import pytest
 import torch
 from timm.layers import LayerNorm, LayerNorm2d
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from client.layer_gradients import (
     Product,
@@ -28,6 +31,24 @@ PRODUCTS: dict[str, tuple[nn.Linear | nn.Conv2d, tuple[int, ...]]] = {
     "depthwise": (nn.Conv2d(4, 8, 3, padding=1, groups=4), IMAGE),
 }
 UNGROUPED = [name for name in PRODUCTS if name != "depthwise"]
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # it has no annotations
+        self.numbers = 0
+
+    def __torch_dispatch__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and look at the tensors that come out."""
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return found
 
 
 def case(
@@ -108,6 +129,16 @@ def test_any_layer_has_rows(layer: nn.Module, shape: tuple[int, ...]) -> None:
     assert not is_product(layer)
     for name, expected in by_autograd(layer, x, g, 3).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_that_do_not_meet_are_not_multiplied() -> None:
+    """Depthwise layers cost what their weights do, not what all pairs of their channels would."""
+    layer = nn.Conv2d(128, 128, 3, padding=1, groups=128)
+    x, g = case(layer, (4, 128, 4, 4), channels_last=True)
+    with Largest() as largest:
+        rows = weight_rows(Product(layer, x, g), 4)
+    assert rows.shape == (4, 128, 1, 3, 3)
+    assert 0 < largest.numbers <= x.numel()  # unfolded it would be 9 times that, all pairs 72
 
 
 def test_the_shorter_way_is_chosen() -> None:

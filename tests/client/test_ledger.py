@@ -238,6 +238,7 @@ def test_an_empty_ledger_has_spent_nothing(make_study: MakeStudy, tmp_path: Path
     assert ledger.studies() == {}
     assert ledger.rounds_left(make_study().digest(), LIMITS) is None
     assert ledger.plan_limits(make_study().digest()) is None
+    assert ledger.first_plan(make_study().digest()) is None
     assert ledger.torn() == []
     assert not (tmp_path / "state").exists()
 
@@ -264,6 +265,21 @@ def test_as_many_rounds_fit_as_are_left(make_study: MakeStudy, tmp_path: Path) -
         ledger.enter(study, 5, order(5), PATIENTS, limits=capped, plan=plan)
     assert ledger.studies() == {study.digest(): "study"}
     assert ledger.plan_limits(study.digest()) == (cost(6), 1e-2)
+
+
+def test_the_first_private_training_is_kept_in_mind(make_study: MakeStudy, tmp_path: Path) -> None:
+    """Of each study by itself, whatever came later, after a restart, and none without privacy."""
+    one, other = make_study(), make_study(("mr",))
+    ledger = Ledger(tmp_path)
+    ledger.enter(one, 1, order(1), PATIENTS, limits=limits(), plan=None)
+    assert ledger.first_plan(one.digest()) is None
+    stricter = PLAN._replace(noise_multiplier=3.0, epsilon=9.0, delta=1e-3)
+    for number, (study, plan) in enumerate(((one, PLAN), (other, stricter), (one, stricter)), 2):
+        ledger.enter(study, number, order(number), PATIENTS, limits=limits(), plan=plan)
+    for found in (ledger, Ledger(tmp_path)):
+        assert found.first_plan(one.digest()) == (Mechanism(2.0, 0.5, 4), 100.0, 1e-2)
+        assert found.first_plan(other.digest()) == (Mechanism(3.0, 0.5, 4), 9.0, 1e-3)
+    assert ledger.plan_limits(one.digest()) == (9.0, 1e-3)
 
 
 def test_a_damaged_ledger_stops_everything(make_study: MakeStudy, tmp_path: Path) -> None:

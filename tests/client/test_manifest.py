@@ -3,9 +3,12 @@
 import csv
 import hashlib
 import hmac
+from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from client.manifest import Row, read_manifest
 from common.errors import EmptyManifestError, LabelError, ManifestError, MissingFolderError
@@ -17,7 +20,7 @@ CLASSES = ("normal", "diseased")
 def read(folder: Path, text: str, *, key: bytes = KEY) -> list[Row]:
     file = folder / "labels.csv"
     file.write_text(text, encoding="utf-8")
-    return read_manifest(file, task="gaucher", classes=CLASSES, key=key)
+    return read_manifest(file, task="gaucher", classes=CLASSES, key=key).rows
 
 
 def by_hand(identifier: str) -> str:
@@ -28,13 +31,14 @@ def test_a_row_is_what_its_line_says(tmp_path: Path) -> None:
     """Every column arrives in its field: absolute paths, the class's index, keyed hashes."""
     rows = read(
         tmp_path,
-        "site,path,label,patient_id,group,mask,split,age\n"
-        "A,images/1.png,diseased,P1,g1,masks/1.png,test,71\n"
-        "A,images/2.png,normal,P2,,,,40\n",
+        "site,path,label,patient_id,group,mask,split,age,laterality,date,scanner,sex,box,slices\n"
+        "A,images/1.png,diseased,P1,g1,masks/1.png,test,71,OD,20240131,ACME 1,f,1 2 3 4,7 3\n"
+        ",images/2.png,normal,P2\n",
     )
     first = Row(
         2, tmp_path / "images/1.png", 1, by_hand("P1"), by_hand("g1"),
-        tmp_path / "masks/1.png", "test",
+        tmp_path / "masks/1.png", "test", "R", "2024-01-31", "ACME 1", (1, 2, 3, 4), "70-79", "F",
+        (7, 3), "A",
     )  # fmt: skip
     assert rows == [first, Row(3, tmp_path / "images/2.png", 0, by_hand("P2"), by_hand("P2"))]
 
@@ -66,7 +70,7 @@ def test_lines_are_those_of_an_editor(tmp_path: Path) -> None:
 def test_every_fault_is_listed_with_its_line(tmp_path: Path) -> None:
     """All faults of all rows come in one error, by line and column, with a remedy."""
     text = (
-        "path,label,patient_id,group,split,mask\n"
+        "path,label,patient_id,group,split,mask,age,laterality\n"
         "1.png,normal,P1,,,\n"
         ",normal,P1,,,\n"
         "3.png,sick,P1,,,\n"
@@ -74,17 +78,18 @@ def test_every_fault_is_listed_with_its_line(tmp_path: Path) -> None:
         "./1.png,normal,P1,,,\n"
         "6.png,normal,P1,,holdout,\n"
         "7.png,normal,P1,,,../m.png\n"
-        "8.png,unsure,P1,,,,more\n"
+        "8.png,unsure,P1,,,,x,x,more\n"
     )
     with pytest.raises(ManifestError) as refusal:
         read(tmp_path, text)
     message = refusal.value.message
     assert not isinstance(refusal.value, LabelError)
-    assert "has 8 faults" in message
+    assert "has 10 faults" in message
     for fault in (
         "line 3, path: empty", "line 4, label: 'sick'", "line 5, patient_id: empty",
         "line 6, path: the same file as in line 2", "line 7, split: not one of",
         "line 8, mask: outside", "line 9, label: 'unsure'", "line 9, (beyond the header): more",
+        "line 9, age: no age", "line 9, laterality: no side",
     ):  # fmt: skip
         assert fault in message
     assert "normal, diseased" in refusal.value.remedy
@@ -99,14 +104,19 @@ def test_only_labels_at_fault_is_a_label_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../secret.png", "a/../../b.png", "link/x.png", "C:/x.png", "loop/x"]
-)
+    "path",
+    [
+        "/etc/passwd", "../../etc/passwd", "../secret.png", "a/../../b.png", "..", "link/x.png",
+        "link", "file.png", "C:/x.png", "loop/x",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("column", ["path", "mask"])
 def test_no_path_leaves_the_folder(tmp_path: Path, path: str, column: str) -> None:
     """Absolute paths, '..', links that lead out and links that lead nowhere are refused."""
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path)
+    (folder / "file.png").symlink_to("/etc/passwd")
     (folder / "loop").symlink_to("loop")
     image, mask = (path, "") if column == "path" else ("1.png", path)
     with pytest.raises(ManifestError, match=f"line 2, {column}: (outside|a path that leads)"):
@@ -128,8 +138,9 @@ def test_links_within_the_folder_are_followed(tmp_path: Path) -> None:
 
 def test_paths_of_another_system_are_explained(tmp_path: Path) -> None:
     """A path with backslashes is a fault with its remedy, not a missing image."""
-    with pytest.raises(ManifestError, match="write it with '/'"):
-        read(tmp_path, "path,label,patient_id\nimages\\1.png,normal,P1\n")
+    for path in ("images\\1.png", "\\\\server\\1.png", "1\0.png"):
+        with pytest.raises(ManifestError, match="write it with '/'"):
+            read(tmp_path, f"path,label,patient_id\n{path},normal,P1\n")
 
 
 def test_a_refusal_names_no_patient(tmp_path: Path) -> None:
@@ -158,6 +169,9 @@ def test_missing_columns_are_listed_together(tmp_path: Path) -> None:
         read(tmp_path, "path,path,labels\n")
     for fault in ("no column 'label'", "no column 'patient_id'", "'path' is there twice"):
         assert fault in refusal.value.message
+    with pytest.raises(ManifestError, match="is it 'lable'") as refusal:
+        read(tmp_path, "path,lable,Patient_ID\n")
+    assert "is it 'Patient_ID'" in refusal.value.message
     with pytest.raises(ManifestError, match="no column 'path'") as refusal:
         read(tmp_path, "path;label;patient_id\n1.png;normal;P1\n")
     assert "commas" in refusal.value.remedy
@@ -186,6 +200,53 @@ def test_missing_empty_and_broken_files_differ(tmp_path: Path) -> None:
         read(tmp_path, 'path,label,patient_id\n"1.png,normal,P1\n')
 
 
+def test_a_series_is_a_folder(tmp_path: Path) -> None:
+    """A path may be a folder within the manifest's; with a slash at its end it is the same."""
+    (tmp_path / "series").mkdir()
+    (row,) = read(tmp_path, "path,label,patient_id\nseries/,normal,P1\n")
+    assert row.path == tmp_path / "series"
+
+
+def test_a_file_may_give_several_parts_of_one_patient(tmp_path: Path) -> None:
+    """Rows of one file differ in slices or box and share the patient, or are a fault."""
+    header = "path,label,patient_id,slices,box\n"
+    assert (
+        len(read(tmp_path, header + "1,normal,P,1 2,\n1,diseased,P,3,\n1,normal,P,,1 2 3 4\n")) == 3
+    )
+    with pytest.raises(ManifestError, match="line 4, path: the same file as in line 3"):
+        read(tmp_path, header + "1,normal,P,1,\n1,normal,P,2,\n1,diseased,P,2,\n")
+    with pytest.raises(ManifestError, match="line 3, patient_id: another patient than in line 2"):
+        read(tmp_path, header + "1,normal,P,1,\n1,normal,Q,2,\n")
+
+
+def test_a_slip_in_a_column_is_noted_and_not_refused(tmp_path: Path) -> None:
+    """The rows are read, and the note names the column; the label's own column is no slip."""
+    (tmp_path / "labels.csv").write_text("path,ages,patient_id,spilt\n1,normal,P1,test\n")
+    found = read_manifest(tmp_path / "labels.csv", task="t", classes=CLASSES, key=KEY, label="ages")
+    assert found.rows[0].fixed_split is None
+    assert found.notes == ("the column 'spilt' is ignored; is it meant to be 'split'?",)
+
+
+def test_parquet_and_csv_give_the_same_rows(tmp_path: Path) -> None:
+    """A table means the same in both files, with numbers and dates in Parquet's own types."""
+    expected = read(
+        tmp_path,
+        "path,label,patient_id,age,date,split\n"
+        "1.png,normal,17,45,2024-01-31,\n2.png,diseased,18,,,test\n",
+    )
+    columns = {
+        "path": ["1.png", "2.png"],
+        "label": pa.array(["normal", "diseased"]).dictionary_encode(),
+        "patient_id": [17, 18],
+        "age": [45.0, None],
+        "date": [date(2024, 1, 31), None],
+        "split": [None, "test"],
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    found = read_manifest(tmp_path / "labels.parquet", task="t", classes=CLASSES, key=KEY)
+    assert found.rows == expected
+
+
 def test_missing_images_are_no_fault_of_the_manifest(tmp_path: Path) -> None:
     """A row whose image does not exist is read: the image is counted as unreadable later."""
     assert len(read(tmp_path, "path,label,patient_id\nnone.png,normal,P1\n")) == 1
@@ -203,7 +264,7 @@ def test_real_tables_are_read(shared: Path, name: str, classes: tuple[str, ...])
     file = shared / "data" / name / "labels.csv"
     with file.open(encoding="utf-8", newline="") as opened:
         counted = list(csv.DictReader(opened))
-    rows = read_manifest(file, task=name, classes=classes, key=KEY)
+    rows = read_manifest(file, task=name, classes=classes, key=KEY).rows
     assert [classes[row.label] for row in rows] == [line["label"] for line in counted]
     assert len({row.unit for row in rows}) == len({line["group"] for line in counted})
     assert all(row.path.is_file() for row in rows)

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from client.dataset import Images
+from client.features import channel_statistics
 from client.losses import make_loss
 from client.plan import Plan
 from client.preprocess import normalise
 from client.privacy import preflight, train_privately
-from client.train import Trained, channel_statistics
+from client.train import Trained
 from common.errors import DivergedError, PrivacyError
+from common.imaging import Augmentation
 from common.models import FederatedModel, build_model
-from common.study import Study
+from common.study import Study, Training
 
 CPU = torch.device("cpu")
 NOBODY = 1e-12
@@ -199,13 +201,18 @@ def test_the_proximal_term_is_added_whole(make: MakeStudy, both: dict[str, Image
     assert ((flat(found) - flat(without)) - term).norm() <= 1e-3 * term.norm()
 
 
-def test_an_empty_draw_is_a_step_of_noise(make: MakeStudy, both: dict[str, Images]) -> None:
-    """Steps that draw nobody count, and change every trained weight, each head's too."""
-    study = make(("ct", "mr"))
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
+def test_an_empty_draw_is_a_step_of_noise(
+    name: str, make: MakeStudy, both: dict[str, Images]
+) -> None:
+    """Steps that draw nobody count, and change every trained weight by noise, each head's too."""
+    study = make(("ct", "mr"), backbone=RESNET | {"name": name})
     plan = plan_for(both, sample_rate=NOBODY, noise_multiplier=NOBODY, steps=3)
     done, change, _ = run(study, both, plan)
     assert done == Trained(steps=3, loss=0.0)
     assert all(value.ne(0).all() for value in change.values())
+    # A patient invented for the draw would move the weights by clip_norm / (q N), 10^11.
+    assert all(value.abs().max() < 10 for value in change.values())
 
 
 @pytest.mark.parametrize("train", ["all", "head"])
@@ -231,11 +238,13 @@ def test_the_noise_has_the_promised_deviation(
 
 
 def test_no_seed_brings_the_noise_back(make: MakeStudy, both: dict[str, Images]) -> None:
-    """Two runs of one study with one seed have noise that is not correlated."""
+    """Two runs with all generators seeded alike have noise that is not correlated."""
     study = make(("ct", "mr"))
     plan = plan_for(both, sample_rate=NOBODY, noise_multiplier=NOBODY)
     noises = []
     for _ in range(2):
+        random.seed(study.seed)
+        np.random.seed(study.seed)  # noqa: NPY002 - the global state is what is looked at
         torch.manual_seed(study.seed)
         noises.append(flat(run(study, both, plan)[1]))
     assert abs(torch.corrcoef(torch.stack(noises))[0, 1].item()) < 5 * len(noises[0]) ** -0.5
@@ -319,6 +328,48 @@ def test_the_loss_is_the_mean_over_the_drawn_images(
     ]
     done, _, _ = run(study, both, plan_for(both))
     assert done.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def varying(study: Study, **changes: Any) -> Study:
+    """Return a study whose tasks all vary their training images."""
+    asked = Augmentation(**changes)
+    tasks = {n: task.model_copy(update={"augmentation": asked}) for n, task in study.tasks.items()}
+    return study.model_copy(update={"tasks": tasks})
+
+
+@pytest.mark.parametrize("train", ["all", "last:1", "head"])
+def test_varied_images_train_privately(
+    train: str, make: MakeStudy, both: dict[str, Images]
+) -> None:
+    """Changes of nothing give the step without them; real ones hang on no seed of the study."""
+    study = make(("ct", "mr"), training={"train": train})
+    zeros = dict.fromkeys(["rotation", "zoom", "contrast", "brightness", "elastic", "noise"], 0.0)
+    steps = []
+    for changes in (None, zeros, {"rotation": 90.0}, {"rotation": 90.0}):
+        asked = study if changes is None else varying(study, **changes)
+        preflight(model_of(asked), asked)
+        torch.manual_seed(study.seed)
+        before = torch.get_rng_state()
+        steps.append(flat(run(asked, both, plan_for(both, clip_norm=10.0))[1]))
+        assert torch.equal(torch.get_rng_state(), before)
+    plain, nothing, one, other = steps
+    assert torch.allclose(nothing, plain, atol=1e-5)
+    assert not torch.allclose(one, plain, atol=1e-4)
+    assert not torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", get_args(Training.model_fields["loss"].annotation))
+def test_no_image_weighs_in_the_loss_of_another(loss: Any) -> None:
+    """Of every loss: the slope at an image's logits is the same whatever the others' labels."""
+    loss_of = make_loss(Training(loss=loss))
+    logits_BK = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    slopes = [
+        torch.autograd.grad(loss_of(logits_BK, torch.tensor([0, *others])), logits_BK)[0][0]
+        for others in ((0, 0, 0), (1, 1, 2), (2, 1, 0))
+    ]
+    assert slopes[0].any()
+    assert torch.equal(slopes[0], slopes[1])
+    assert torch.equal(slopes[0], slopes[2])
 
 
 def test_a_plan_for_others_is_refused(make: MakeStudy, both: dict[str, Images]) -> None:

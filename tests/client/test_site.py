@@ -1,5 +1,6 @@
 """Laws of a site: what it answers, and what never leaves it."""
 
+import re
 import shutil
 import stat
 from collections.abc import Callable, Sequence
@@ -12,13 +13,16 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from safetensors.numpy import load_file
+from scipy.special import softmax
+from sklearn.metrics import brier_score_loss
 
 from client.config import SiteConfig
-from client.evaluate import evaluate
+from client.evaluate import evaluate, logits_of
 from client.site import Site, respond
 from common import metrics
 from common.arrays import Array, Arrays, digest
 from common.errors import DataError
+from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
 from common.messages import (
     Counted,
     Order,
@@ -64,10 +68,12 @@ def metrics_by_hand(site: Site, order: Order, model: FederatedModel) -> dict[Any
     """Return the digests of the metric states of a model at a site."""
     found = {}
     for name, data in site.prepare(order.study).tasks.items():
-        for split in ("validation", "test"):
+        for split in HELD_OUT:
             task, images = order.study.tasks[name], data.splits[split]
             state = evaluate(model, images, name, task, device=torch.device("cpu"))
-            found[name, split] = digest(metrics.to_arrays(state))
+            found[name, split] = digest(metrics.to_arrays(state.of_images))
+            if state.of_patients is not None:
+                found[name, OF_PATIENTS[split]] = digest(metrics.to_arrays(state.of_patients))
     return found
 
 
@@ -107,6 +113,22 @@ def test_a_check_declares_the_counts(
     assert (reply.site, reply.digest, reply.round) == ("site-a", study.digest(), 0)
     assert not reply.groups
     assert not reply.metrics
+
+
+def test_tasks_without_patients_are_declared(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """Where each image is its own patient that is said, and there are as many of both."""
+    config = make_hospital(tasks=("ct", "mr"))
+    table = config.data["mr"].manifest
+    table.write_text(re.sub("PATIENT-mr-[0-9]+", "", table.read_text()))
+    files = config.data["mr"].model_copy(update={"patients": "each_image"})
+    config = config.model_copy(update={"data": {**config.data, "mr": files}})
+    declared = answered(Site(config), make_order(make_study(("ct", "mr")), "check")).declaration
+    assert declared is not None
+    assert declared.each_image == ("mr",)
+    assert declared.tasks["mr"].train == Counted(patients=8, images=8)
+    assert declared.patients == 4 + 8
 
 
 def test_a_patient_of_two_tasks_counts_once(
@@ -151,7 +173,45 @@ def test_a_site_has_its_own_tasks_alone(
     assert list(declared.tasks) == ["mr"]
     reply = answered(site, make_order(study, tasks=["mr"]))
     assert set(reply.groups) == {"shared", "statistics", "head:mr"}
-    assert set(reply.metrics) == {("mr", "validation"), ("mr", "test")}
+    assert set(reply.metrics) == {("mr", name) for name in SPLIT_OF}
+
+
+def test_patients_with_several_images_are_measured_once_each(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """Beside the images' state goes one of patients; its mean is the mean over their images."""
+    study = make_study()
+    site = Site(make_hospital(splits=SPLITS))
+    order = make_order(study, "evaluate")
+    reply = answered(site, order)
+    assert set(reply.metrics) == {("ct", name) for name in SPLIT_OF}
+    images = site.prepare(study).tasks["ct"].splits["test"]
+    logits = logits_of(model_of(order), images, "ct", device=torch.device("cpu"))
+    shares, owners = softmax(logits.astype(float), axis=1)[:, 1], np.array(images.patients)
+    truth = {p: int(images.labels[list(owners).index(p)]) for p in images.patients}
+    means = [shares[owners == patient].mean() for patient in truth]
+    state = metrics.from_arrays(reply.metrics["ct", "test_patients"], 2, 1)
+    assert (state.n_patients, state.n_images) == (2, 2) != (2, len(images))
+    found = metrics.compute(state, 1)
+    assert found["brier"] == pytest.approx(brier_score_loss(list(truth.values()), means), rel=1e-5)
+
+
+def test_one_image_of_each_patient_makes_one_state(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """However a study would join images, a site without several of a patient answers the same."""
+    config = make_hospital(splits=SPLITS)
+    table = config.data["ct"].manifest
+    rows = [line for line in table.read_text().splitlines() if "_1.png" not in line]
+    table.write_text("\n".join(rows) + "\n")
+    replies = []
+    for how in ("mean", "max"):
+        study = make_study()
+        task = study.tasks["ct"].model_copy(update={"per_patient": how})
+        study = study.model_copy(update={"tasks": {"ct": task}})
+        replies.append(answered(Site(config), make_order(study, "evaluate")))
+    assert set(replies[0].metrics) == {("ct", "validation"), ("ct", "test")}
+    assert digests(replies[0].metrics) == digests(replies[1].metrics)
 
 
 # What training answers

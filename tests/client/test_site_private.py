@@ -1,6 +1,7 @@
 """Laws of a site's private trainings: entered before they begin, never loud, never for nothing."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from common.bodies import write_body
 from common.messages import Order
 from common.study import Study
 
+MakeStudy = Callable[..., Study]
 MakeHospital = Callable[..., SiteConfig]
 MakeOrder = Callable[..., Order]
 SPLITS = ("train",) * 12 + ("validation", "validation", "test", "test")
 FROZEN = {"normalisation": "frozen"}
+RARE = re.compile(r"PATIENT-ct-[0-3],")
+"""Four of the training patients, in the table of labels."""
 
 
 @pytest.fixture
@@ -99,6 +103,59 @@ def test_what_was_planned_fits_and_no_more(
     assert more.reply.refusal == "budget"
     assert more.entered is None
     assert len(entries(config)) == study.rounds
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_spare_round_pays_for_one_that_is_made_again(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, spare: int
+) -> None:
+    """Round 2 is trained twice: the last round is refused as budget, unless one was to spare."""
+    privacy = {"epsilon": 8.0, "delta": 1e-3, "spare_rounds": spare}
+    study = make_study(privacy=privacy, backbone=FROZEN)
+    site = with_ledger(make_hospital(splits=SPLITS))
+    refusals = [site.answer(make_order(study, number=n)).reply.refusal for n in (1, 2, 2, 3)]
+    assert refusals == ["", "", "", "" if spare else "budget"]
+    assert len(entries(site.config)) == study.rounds + spare
+    assert site.answer(make_order(study, number=3)).reply.refusal == "budget"
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_patients_who_come_or_go_change_no_plan(
+    private_study: Callable[..., Study],
+    make_hospital: MakeHospital,
+    make_order: MakeOrder,
+    *,
+    grows: bool,
+) -> None:
+    """All planned rounds are trained as the first one, on the patients of the day, and no more."""
+    config, study = make_hospital(splits=SPLITS), private_study()
+    table = Path(config.data["ct"].manifest)
+    full = table.read_text()
+    few = "".join(line for line in full.splitlines(keepends=True) if not RARE.search(line))
+    for number, text in enumerate((few, full, full) if grows else (full, full, few), start=1):
+        table.write_text(text)
+        answer = with_ledger(config).answer(make_order(study, number=number))  # as after a restart
+        assert answer.reply.refusal == ""
+    found = entries(config)
+    assert [entry["patients"]["ct"] for entry in found] == ([8, 12, 12] if grows else [12, 12, 8])
+    assert all(entry["privacy"] == found[0]["privacy"] for entry in found)
+    assert found[0]["privacy"]["sample_rate"] == 4 / (8 if grows else 12)
+    more = with_ledger(config).answer(make_order(study, number=4))
+    assert more.reply.refusal == "budget"
+
+
+def test_a_training_that_fails_has_been_paid_for(
+    private_study: Callable[..., Study], make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """Its line stands before any noise is drawn: one that diverges leaves no change, but a line."""
+    config = make_hospital(splits=SPLITS)
+    study = private_study(training={"optimizer": "sgd", "head_lr": 1e38, "backbone_lr": 1e38})
+    answer = with_ledger(config).answer(make_order(study))
+    (entry,) = entries(config)
+    assert (answer.reply.refusal, answer.reply.groups) == ("diverged", {})
+    assert answer.entered is not None
+    assert answer.entered.hash == entry["hash"]
+    assert 0 < Ledger(config.state).spent(delta=1e-3).epsilon < 8
 
 
 def test_the_hospital_only_tightens(

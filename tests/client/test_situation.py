@@ -63,6 +63,13 @@ def test_nothing_of_a_patient_is_shown(hospital: SiteConfig) -> None:
         assert word not in text
 
 
+def test_a_disputed_head_shows(hospital: SiteConfig) -> None:
+    """Where the coordinator holds another log than this one, the hospital is told how often."""
+    assert shown(hospital)["disputed"] == 0
+    ChainedLog(hospital.state / "audit.jsonl").append({"event": "disputed", "countersigned": {}})
+    assert shown(hospital)["disputed"] == 1
+
+
 def test_a_pause_shows(hospital: SiteConfig) -> None:
     """The flag is the very file that the vault looks at."""
     assert PAUSED_FILE == VAULTS_PAUSED_FILE

@@ -52,3 +52,24 @@ def test_privacy_is_told_as_it_will_be(
     assert "epsilon 3 at delta 0.0001" in ours["privacy"]
     assert "mean training loss" not in " ".join(theirs["reported"])
     assert len(theirs["reported"]) == len(terms_of(make_study(), config)["reported"])
+
+
+def test_the_coordinators_promise_is_told(
+    make_study: Callable[..., Study], make_hospital: Callable[..., SiteConfig]
+) -> None:
+    """What it says it does with the changes, and that nobody but it can know."""
+    federation, config = {"weighting": "equal"}, make_hospital()
+    told = [
+        terms_of(make_study(federation=federation, central_privacy=central), config)
+        for central in (
+            {"noise_multiplier": 2.5, "clip_norm": 0.75},
+            {"noise_multiplier": 1.0, "clipping": "adaptive", "target_quantile": 0.9},
+        )
+    ]
+    promises = [terms["central_privacy"] for terms in told]
+    assert all("must be trusted for it" in promise for promise in promises)
+    assert "shortens each site's change to 0.75" in promises[0]
+    assert "2.5 times" in promises[0]
+    assert "to 1 at first, then to what 90% of the sites keep to" in promises[1]
+    assert ("central noise", promises[0]) in lines_of(told[0])
+    assert terms_of(make_study(), config)["central_privacy"].startswith("none")

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from client.augment import augmented
 from client.dataset import Batch, Images, batches
+from client.features import channel_statistics, features_of, frozen_features
 from client.preprocess import normalise
-from client.train import Trained, channel_statistics, train
+from client.train import Trained, train
 from common.arrays import digest
 from common.errors import DivergedError
+from common.imaging import Augmentation, varied
 from common.models import FederatedModel, build_model
 from common.study import Study
 from common.weights import take
@@ -252,3 +255,98 @@ def test_the_proximal_term_holds_the_weights_back(
     loose, tight = (trained("fedprox", {"proximal_mu": mu})[0] for mu in (1.0, 10.0))
     assert none == free
     assert tight < loose < free[0]
+
+
+# Augmentation
+
+
+def varying(study: Study, *tasks: str, **changes: Any) -> Study:
+    """Return a study of which some tasks vary their training images."""
+    asked = Augmentation(**changes)
+    found = {
+        name: task.model_copy(update={"augmentation": asked}) if name in tasks else task
+        for name, task in study.tasks.items()
+    }
+    return study.model_copy(update={"tasks": found})
+
+
+def varied_by_hand(images: Images, study: Study, seed: int, task: str = "ct") -> Images:
+    asked = study.tasks[task].augmentation
+    assert asked is not None
+    by = varied(asked, study.tasks[task].modality)
+    pixels = augmented(images.pixels, by, torch.Generator().manual_seed(seed))
+    return Images(pixels, images.labels, images.patients)
+
+
+def test_training_sees_the_varied_images(make_study: MakeStudy, make_images: MakeImages) -> None:
+    """A step with augmentation is the step without it on images that were varied beforehand."""
+    plain, images = make_study(training=PLAIN_SGD), make_images(8)
+    study = varying(plain, "ct", rotation=90, flip=True, noise=0.1)
+    batch = Batch("ct", np.arange(8))
+    found, expected = build_model(study), build_model(plain)
+    generator = torch.Generator().manual_seed(3)
+    train(found, {"ct": images}, [batch], study, device=CPU, generator=generator)
+    train(expected, {"ct": varied_by_hand(images, study, 3)}, [batch], plain, device=CPU)
+    assert bytes_of(found) == bytes_of(expected)
+
+
+def test_an_image_is_varied_anew_each_time(make_study: MakeStudy, make_images: MakeImages) -> None:
+    """Two steps on one batch see different images, and the images that are kept stay."""
+    study = varying(make_study(training=PLAIN_SGD | {"head_lr": 1e-30}), "ct", rotation=90)
+    study = study.model_copy(
+        update={"training": study.training.model_copy(update={"backbone_lr": 1e-30})}
+    )
+    images = make_images(8)
+    before = images.pixels.clone()
+    model = build_model(study)
+    losses = [one_step(model, images, study).loss for _ in range(2)]
+    assert losses[0] != losses[1]
+    assert torch.equal(images.pixels, before)
+
+
+def test_changes_of_nothing_train_as_none(make_study: MakeStudy, make_images: MakeImages) -> None:
+    """An augmentation with all zeros leaves the same bytes as no augmentation."""
+    zeros = dict.fromkeys(["rotation", "zoom", "contrast", "brightness", "elastic", "noise"], 0.0)
+    plain, images = make_study(), {"ct": make_images(10)}
+    found = []
+    for study in (plain, varying(plain, "ct", flip=False, **zeros)):
+        model = build_model(study)
+        found.append((run(model, images, study), bytes_of(model)))
+    assert found[0] == found[1]
+
+
+def test_a_task_without_augmentation_is_not_varied(
+    make_study: MakeStudy, make_images: MakeImages
+) -> None:
+    """Only the tasks that ask for it have their images varied."""
+    plain = make_study(("ct", "mr"))
+    images = {"mr": make_images(9, classes=3)}
+    found = []
+    for study in (plain, varying(plain, "ct", rotation=90)):
+        model = build_model(study)
+        run(model, images, study)
+        found.append(bytes_of(model))
+    assert found[0] == found[1]
+
+
+def test_heads_train_on_the_features_of_varied_images(
+    make_study: MakeStudy, make_images: MakeImages
+) -> None:
+    """Where features are kept, a varied task goes through the frozen backbone, another does not."""
+    plain = make_study(("ct", "mr"), training={"train": "head"} | PLAIN_SGD)
+    study = varying(plain, "ct", rotation=90, flip=True)
+    images = {"ct": make_images(8), "mr": make_images(9, classes=3)}
+    order = [Batch("ct", np.arange(8)), Batch("mr", np.arange(9))]
+    model = build_model(study)
+    features, generator = frozen_features(model, CPU), torch.Generator().manual_seed(3)
+    train(model, images, order, study, device=CPU, features=features, generator=generator)
+    assert features is not None
+    assert set(features._known) == {images["mr"]}
+
+    start = build_model(plain)
+    seen = varied_by_hand(images["ct"], study, 3)
+    x_BD = features_of(start, normalise(seen.pixels, *channel_statistics(start, CPU)))
+    head = start.heads["ct"]
+    loss = torch.nn.functional.cross_entropy(head(x_BD), seen.labels)
+    slope, *_ = torch.autograd.grad(loss, [head.weight])
+    assert torch.allclose(model.heads["ct"].weight, head.weight - 0.5 * slope, atol=1e-6)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.chained_log import FIRST, ChainedLog
+from common.chained_log import FIRST, ChainedLog, Head
 from common.errors import ChainError
 
 
@@ -172,3 +172,45 @@ def test_an_entry_is_known_by_its_hash(tmp_path: Path) -> None:
     log = ChainedLog(tmp_path / "log.jsonl")
     hashes = [log.append({"number": number}) for number in range(3)]
     assert hashes == [entry["hash"] for entry in log.entries()]
+
+
+# Heads
+
+
+def test_the_head_is_the_number_of_lines_and_the_last_hash(log: ChainedLog) -> None:
+    """Whoever has written them, and without a line that was torn."""
+    assert log.head() == (0, FIRST)
+    filled(log, 2)
+    ChainedLog(log.path).append({"event": "entry", "text": "x" * 3_000_000})
+    assert log.head() == (3, log.entries()[-1]["hash"])
+    whole = log.head()
+    with log.path.open("ab") as file:
+        file.write(b'{"at": "20')
+    assert log.head() == whole
+    log.append({"event": "entry"})  # behind the line that tells of the torn one
+    assert log.head() == (5, log.entries()[-1]["hash"])
+
+
+def test_a_log_holds_the_heads_that_it_had(log: ChainedLog) -> None:
+    """Each head at its time is held for ever, and no other."""
+    heads = [log.head()]
+    for number in range(4):
+        log.append({"number": number})
+        heads.append(log.head())
+    assert all(log.holds(head) for head in heads)
+    for wrong in (Head(0, heads[1].head), Head(1, heads[2].head), Head(1, FIRST), Head(5, FIRST)):
+        assert not log.holds(wrong)
+    assert not ChainedLog(log.path.with_name("other")).holds(heads[1])
+    assert ChainedLog(log.path.with_name("other")).holds(heads[0])
+
+
+def test_a_line_that_is_not_as_it_was_written_holds_nothing(log: ChainedLog) -> None:
+    """Neither a changed line nor one whose end is missing, although the hash stands in it."""
+    lines = filled(log, 2)
+    head = log.head()
+    log.path.write_text(lines[0] + lines[1].replace('"number": 1', '"number": 9'))
+    assert not log.holds(head)
+    with pytest.raises(ChainError, match="last line"):
+        log.head()
+    log.path.write_text(lines[0] + lines[1].rstrip())
+    assert not log.holds(head)

@@ -21,6 +21,7 @@ TREE = {
     "LabelError": ("ManifestError", 24, "label"),
     "SplitError": ("ManifestError", 25, "split"),
     "ImageError": ("DataError", 26, "image"),
+    "SetAsideError": ("ImageError", 27, "set_aside"),
     "FederationError": ("RarefedError", 30, "federation"),
     "TaskWithoutSiteError": ("FederationError", 31, "task_without_site"),
     "QuorumError": ("FederationError", 32, "quorum"),

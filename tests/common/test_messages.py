@@ -14,7 +14,9 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from common import messages, metrics
 from common.arrays import Array as Values
 from common.arrays import Arrays, digest
+from common.chained_log import Head
 from common.errors import ReplyError, StudyMismatchError
+from common.held_out import SPLIT_OF
 from common.messages import (
     MESSAGE_TYPES,
     Counted,
@@ -124,6 +126,18 @@ def test_a_reply_arrives_as_it_was_sent() -> None:
         assert all(digest(theirs[key]) == digest(ours[key]) for key in ours)
 
 
+def test_states_of_patients_travel_as_any_other() -> None:
+    """By task and name of the state, bit for bit, beside those of images."""
+    state = reply().metrics["ct", "test"]
+    sent = reply(metrics={("ct", name): state for name in SPLIT_OF})
+    found = reply_from_record(wired(reply_to_record(sent)))
+    assert list(found.metrics) == [
+        ("ct", "validation"), ("ct", "test"), ("ct", "validation_patients"),
+        ("ct", "test_patients"),
+    ]  # fmt: skip
+    assert {digest(arrays) for arrays in found.metrics.values()} == {digest(state)}
+
+
 def test_a_training_may_have_no_loss() -> None:
     """A training without a loss comes back as such; metrics may be left out, some or all."""
     quiet = TRAINING.model_copy(update={"loss": None})
@@ -132,6 +146,55 @@ def test_a_training_may_have_no_loss() -> None:
         found = reply_from_record(wired(reply_to_record(sent)))
         assert found.training == quiet
         assert set(found.metrics) == set(sent.metrics)
+
+
+def test_the_head_of_an_audit_log_comes_and_goes() -> None:
+    """A reply tells it, the next order brings it back; an older release sends and sees neither."""
+    head = Head(7, "ab" * 32)
+    record = order_to_record(order()._replace(countersigned=head))
+    assert dict(record.config_records["countersigned"]) == {"entries": 7, "head": "ab" * 32}
+    assert order_from_record(wired(record)).countersigned == head
+    assert order_from_record(wired(order_to_record(order()))).countersigned is None
+    answer = reply_to_record(reply(audit=head))
+    assert dict(answer.config_records["audit"]) == {"entries": 7, "head": "ab" * 32}
+    assert reply_from_record(wired(answer)).audit == head
+    assert reply_from_record(wired(reply_to_record(reply()))).audit is None
+    assert set(answer) - set(reply_to_record(reply())) == {"audit"}
+
+
+NO_HEADS: tuple[dict[str, Any], ...] = (
+    {}, {"entries": 7}, {"head": "ab" * 32}, {"entries": -1, "head": "ab" * 32},
+    {"entries": 10**10, "head": "ab" * 32}, {"entries": True, "head": "ab" * 32},
+    {"entries": 7.0, "head": "ab" * 32}, {"entries": "7", "head": "ab" * 32},
+    {"entries": 7, "head": "AB" * 32}, {"entries": 7, "head": "ab" * 31},
+    {"entries": 7, "head": "ab" * 32 + "\n"}, {"entries": 7, "head": b"ab" * 32},
+    {"entries": 7, "head": "ab" * 32, "name": "Jane Doe"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("values", NO_HEADS)
+def test_what_is_no_head_is_refused(values: dict[str, Any]) -> None:
+    """A head is a number of lines and a hash, on both ways, and nothing more."""
+    sent = order_to_record(order())
+    sent["countersigned"] = ConfigRecord(values)
+    with pytest.raises(StudyMismatchError):
+        order_from_record(sent)
+    answer = reply_to_record(reply())
+    answer["audit"] = ConfigRecord(values)
+    with pytest.raises(ReplyError):
+        reply_from_record(answer)
+
+
+def test_a_declaration_without_unknown_patients_may_leave_them_out() -> None:
+    """What a declaration does not say of unknown patients is that there are none."""
+    record = reply_to_record(reply())
+    header = json.loads(str(record.config_records["reply"]["header"]))
+    del header["declaration"]["each_image"]
+    record["reply"] = ConfigRecord({"header": json.dumps(header)})
+    assert reply_from_record(wired(record)).declaration == DECLARATION
+    told = DECLARATION.model_copy(update={"each_image": ("ct",)})
+    found = reply_from_record(wired(reply_to_record(reply(declaration=told))))
+    assert found.declaration == told
 
 
 def test_a_refusal_carries_a_code_and_nothing_else() -> None:
@@ -177,6 +240,7 @@ def test_the_names_of_a_reply_are_frozen() -> None:
             "tasks": {"ct": {"train": counts, "validation": counts, "test": counts}},
             "unreadable": {"ct": 1},
             "patients": 3,
+            "each_image": [],
         },
         "training": {"steps": 4, "loss": 0.5, "seconds": 1.0, "evaluation_seconds": 0.25},
     }
@@ -332,6 +396,7 @@ MALFORMED: dict[str, Callable[[RecordDict], None]] = {
     "no test split": with_header("declaration.tasks.ct.test", ...),
     "software is long": with_header("declaration.software", "x" * 41),
     "base is no digest": with_header("declaration.base", "abc"),
+    "task of unknown patients is a path": with_header("declaration.each_image", ["a/b"]),
 }
 
 

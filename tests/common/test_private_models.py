@@ -76,11 +76,16 @@ def test_frozen_batch_norm_and_layer_norm_pass(name: str, train: str, normalisat
         (nn.InstanceNorm2d(4), True),
         (nn.InstanceNorm2d(4, track_running_stats=True), False),
         (nn.BatchNorm1d(4), False),
+        (nn.BatchNorm2d(4).requires_grad_(requires_grad=False), False),
+        (nn.BatchNorm2d(4, affine=False).eval(), False),
         (nn.SyncBatchNorm(4), False),
     ],
 )
 def test_layers_are_judged_by_what_they_keep(layer: nn.Module, *, allowed: bool) -> None:
-    """A norm within one image passes; one that mixes images or keeps statistics does not."""
+    """A norm within one image passes; one that mixes images or keeps statistics does not.
+
+    Nor does one that only asks for no gradient, or stands in evaluation mode for now.
+    """
     if allowed:
         check_private(model_of(layer))
     else:

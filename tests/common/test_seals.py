@@ -29,6 +29,7 @@ def order(**changed: Any) -> RecordDict:
         "shared": WireArrays.of(SHARED).record,
         "base": WireArrays.of({"c": np.zeros(4, np.float32)}).record,
         "numbers": MetricRecord({"x": 0.1, "y": [1, 2]}),
+        "countersigned": ConfigRecord({"entries": 7, "head": "ab" * 32}),
     }
     return RecordDict({k: v for k, v in (parts | changed).items() if v is not None})
 
@@ -41,19 +42,36 @@ def sealed(record: RecordDict, site: str = "site-a") -> RecordDict:
 def test_a_sealed_order_passes_at_its_site() -> None:
     """What was sealed is accepted, also after Flower has carried it."""
     record = sealed(order())
-    digest = check_seal(record, "site-a", PUBLIC)
-    assert len(digest) == 64
+    seal = check_seal(record, "site-a", PUBLIC)
+    assert len(seal.digest()) == 64
     carried = recorddict_from_proto(recorddict_to_proto(record))
-    assert check_seal(carried, "site-a", PUBLIC) == digest
+    assert check_seal(carried, "site-a", PUBLIC) == seal
 
 
 def test_the_digest_is_the_orders_own() -> None:
-    """It is the same at every site, for every sending and without the base, and else another."""
-    digest = check_seal(sealed(order()), "site-a", PUBLIC)
-    assert check_seal(sealed(order(), "site-b"), "site-b", PUBLIC) == digest
-    assert check_seal(sealed(order(base=None)), "site-a", PUBLIC) == digest
+    """It is the same at every site, for every sending and without the base, and else another.
+
+    What an order countersigns is no part of what it asks.
+    """
+    digest = check_seal(sealed(order()), "site-a", PUBLIC).digest()
+    assert check_seal(sealed(order(), "site-b"), "site-b", PUBLIC).digest() == digest
+    assert check_seal(sealed(order(base=None)), "site-a", PUBLIC).digest() == digest
+    for head in ("ab" * 32, "cd" * 32):
+        more = order(countersigned=ConfigRecord({"entries": 1, "head": head}))
+        assert check_seal(sealed(more), "site-a", PUBLIC).digest() == digest
     other = order(order=ConfigRecord({"kind": "train", "round": 4}))
-    assert check_seal(sealed(other), "site-a", PUBLIC) != digest
+    assert check_seal(sealed(other), "site-a", PUBLIC).digest() != digest
+
+
+def test_a_seal_is_proof_without_the_order() -> None:
+    """The digests of the parts are what was signed: without one, or for another site, it fails."""
+    seal = check_seal(sealed(order()), "site-a", PUBLIC)
+    seal.check(PUBLIC)
+    assert seal.parts["numbers"] == part_digest(order()["numbers"])
+    fewer = {name: digest for name, digest in seal.parts.items() if name != "base"}
+    for forged in (seal._replace(site="site-b"), seal._replace(parts=fewer)):
+        with pytest.raises(SealError, match="coordinator"):
+            forged.check(PUBLIC)
 
 
 def test_a_site_takes_no_other_sites_order() -> None:
@@ -150,6 +168,7 @@ def removed(record: RecordDict) -> None:
         as_values("order", big=1),
         as_values("order", key="AAE="),
         as_values("order", more=""),
+        as_values("countersigned", entries=8),
         as_array(flipped),
         as_array(lambda a: Array("int32", a.shape, a.stype, a.data)),
         as_array(lambda a: Array(a.dtype, (3, 2), a.stype, a.data)),

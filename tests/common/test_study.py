@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from common import study as sections
 from common.errors import StudyError
+from common.section import Section
 from common.study import Study
 from common.study_faults import STRATEGY_OPTIONS as OPTIONS
 
@@ -61,14 +62,27 @@ SMALL: dict[str, Any] = {
 
 KEYS = {
     "Study": ["name", "rounds", "seed", "backbone", "tasks", "training", "split", "privacy",
-              "federation"],
+              "central_privacy", "federation"],
     "Backbone": ["name", "weights", "sha256", "image_size", "normalisation", "mean", "std"],
-    "Task": ["modality", "classes", "positive", "window"],
+    "Task": [
+        "modality", "classes", "positive", "window", "slices", "intensity", "per_patient",
+        "preparation", "augmentation",
+    ],
+    "Preparation": [
+        "crop", "mirror", "ben_graham", "local_contrast", "denoise", "equalise", "aspect",
+    ],
+    "Augmentation": [
+        "rotation", "zoom", "flip", "contrast", "brightness", "elastic", "noise",
+    ],
     "Training": [
         "local_epochs", "batch_size", "optimizer", "head_lr", "backbone_lr", "weight_decay",
         "loss", "focal_gamma", "train", "clip_norm",
     ],
-    "Privacy": ["epsilon", "delta", "clip_norm", "images_per_patient"],
+    "Privacy": ["epsilon", "delta", "clip_norm", "images_per_patient", "spare_rounds"],
+    "CentralPrivacy": [
+        "noise_multiplier", "clip_norm", "clipping", "target_quantile", "clip_learning_rate",
+        "count_noise", "delta",
+    ],
     "Split": ["validation", "test"],
     "Federation": [
         "strategy", "options", "weighting", "update_dtype", "update_norm", "quorum", "fraction",
@@ -106,7 +120,7 @@ def load_text(text: str) -> Study:
     [
         ("backbone.nmae", "x", "backbone.nmae", "'name'"),
         ("tasks.t.windwo", [1, 2], "tasks.t.windwo", "'window'"),
-        ("reports", {}, "reports", "known are backbone, federation, name"),
+        ("reports", {}, "reports", "known are backbone, central_privacy, federation"),
         ("rounds", 2.5, "rounds", "correct the value"),
         ("rounds", 0, "rounds", "correct the value"),
         ("rounds", True, "rounds", "correct the value"),
@@ -265,9 +279,9 @@ def test_the_keys_are_frozen() -> None:
     others = [
         name
         for name, value in vars(sections).items()
-        if isinstance(value, type) and issubclass(value, sections._Section) and name not in KEYS
+        if isinstance(value, type) and issubclass(value, Section) and name not in KEYS
     ]
-    assert others == ["_Section"]
+    assert others == ["Section"]
 
 
 def test_defaults_are_frozen() -> None:
@@ -368,6 +382,7 @@ OTHER: dict[str, Any] = {
 
 PRIVATE: dict[str, Any] = {
     "epsilon": 8.0, "delta": 1e-3, "clip_norm": 2.0, "images_per_patient": 3,
+    "spare_rounds": 2,
 }  # fmt: skip
 
 
@@ -383,10 +398,24 @@ def test_privacy_is_part_of_the_digest() -> None:
     assert Study.parse(json.loads(Study.parse(bare).wire())).privacy == Study.parse(bare).privacy
 
 
+def test_no_spare_rounds_are_the_digest_of_before() -> None:
+    """A private study without any, written out or not, has the digest of before there were any."""
+    bare = with_value(SMALL, "privacy", {"epsilon": 3.0})
+    for values in (bare, with_value(bare, "privacy.spare_rounds", 0)):
+        study = Study.parse(values)
+        assert study.digest() == PRIVATE_DIGEST
+        assert "spare_rounds" not in study.wire()
+    assert Study.parse(with_value(bare, "privacy.spare_rounds", 1)).digest() != PRIVATE_DIGEST
+
+
+PRIVATE_DIGEST = "a75ba4ba46b19ac6000e6807fb0fd09295e8aabd07d84e2b060bbed1c2737a8a"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("epsilon", 0), ("epsilon", -1.0), ("epsilon", 101), ("delta", 0), ("delta", 1.0),
-     ("clip_norm", 0.0), ("images_per_patient", 0), ("images_per_patient", 65)],
+     ("clip_norm", 0.0), ("images_per_patient", 0), ("images_per_patient", 65),
+     ("spare_rounds", -1), ("spare_rounds", 1001)],
 )  # fmt: skip
 def test_a_privacy_that_is_none_is_refused(name: str, value: float) -> None:
     """A budget of nothing or without a bound, a delta of one, no clipping: each is named."""

@@ -63,6 +63,8 @@ class FakeSite:
     """Flower's error code for each of its next orders; 0 for one that gets through."""
     refusal: str = ""
     """Why it does not take part, as long as there is a reason."""
+    unknown: tuple[str, ...] = ()
+    """Tasks whose patients it does not know."""
     meanwhile: Callable[[Order], None] | None = None
 
     def answer(self, order: Order) -> Reply | RecordDict:
@@ -100,6 +102,7 @@ class FakeSite:
             tasks=tasks,
             unreadable={},
             patients=sum(self.tasks.values()),
+            each_image=self.unknown,
         )
 
     def changes(self, order: Order) -> dict[str, dict[str, Array]]:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from common.chained_log import Head
 from common.errors import (
     MissingFolderError,
     NotRunningError,
+    OutputError,
     RarefedError,
     StudyError,
     WeightsError,
@@ -18,6 +20,7 @@ from common.errors import (
 from common.study import Study
 from server.cli import app
 from server.config import ServerConfig, init_folder
+from server.history import RoundRecord, append
 from server.studies import StudyFolder, create
 
 STUDY = """
@@ -99,7 +102,48 @@ def test_the_status_without_a_daemon(config: ServerConfig, folder: StudyFolder) 
     assert "waiting" in shown
 
 
-@pytest.mark.parametrize("command", ["resume", "stop", "export"])
+def test_the_heads_of_the_audit_logs(config: ServerConfig, folder: StudyFolder) -> None:
+    """Of each site the last head and its round; what did not follow also stands in the status."""
+    assert json.loads(call(config, "heads", "retina", "--json"))["audit_heads"] == {}
+    for number, head in ((1, Head(7, "ab" * 32)), (2, Head(3, "cd" * 32))):
+        record = RoundRecord(number, number - 1, trained=True)
+        record.audit_heads = {"b": head._asdict()}
+        if number == 1:
+            record.audit_heads["a"] = Head(5, "ef" * 32)._asdict()
+        else:
+            record.audit_faults = {"b": "its audit log went back"}
+        append(folder.path, record)
+    fault = {"round": 2, "site": "b", "why": "its audit log went back"}
+    assert json.loads(call(config, "heads", "retina", "--json")) == {
+        "study": folder.study_id,
+        "audit_heads": {
+            "a": {"entries": 5, "head": "ef" * 32, "round": 1},
+            "b": {"entries": 3, "head": "cd" * 32, "round": 2},
+        },
+        "audit_faults": [fault],
+    }
+    shown = call(config, "heads", "retina").splitlines()
+    assert shown[:2] == [f"a: {'ef' * 32} 5 (round 1)", f"b: {'cd' * 32} 3 (round 2)"]
+    assert json.loads(call(config, "status", "--json"))["studies"][folder.study_id][
+        "audit_faults"
+    ] == [fault]
+    for found in (shown[2], call(config, "status").splitlines()[-1]):
+        assert found == f"{folder.study_id}, round 2: b: its audit log went back."
+
+
+def test_a_damaged_history_does_not_hide_the_status(
+    config: ServerConfig, folder: StudyFolder
+) -> None:
+    """The status says so and shows the rest; the command for the heads says what is wrong."""
+    (folder.path / "history.jsonl").write_text("{}\n")
+    found = json.loads(call(config, "status", "--json"))["studies"][folder.study_id]
+    assert (found["audit_faults"], found["state"]) == (None, "waiting")
+    assert "history cannot be read" in call(config, "status")
+    with pytest.raises(OutputError, match="damaged"):
+        call(config, "heads", "retina")
+
+
+@pytest.mark.parametrize("command", ["resume", "stop", "heads", "export"])
 def test_an_unknown_study_is_refused(
     config: ServerConfig, folder: StudyFolder, command: str
 ) -> None:
@@ -117,6 +161,7 @@ def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
         ["resume", "x"],
         ["stop", "x"],
         ["status"],
+        ["heads", "x"],
         ["export", "x", "y"],
     )
     for words in commands:

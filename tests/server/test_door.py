@@ -137,6 +137,12 @@ def wrong_study(reply: Reply) -> Reply:
     return reply._replace(digest="0" * 64)
 
 
+def other_tasks(reply: Reply) -> Reply:
+    assert reply.declaration is not None
+    declared = reply.declaration.model_copy(update={"each_image": ("other",)})
+    return reply._replace(declaration=declared)
+
+
 def nothing(reply: Reply) -> Reply:
     return reply._replace(declaration=None)
 
@@ -154,6 +160,7 @@ def malformed(_reply: Reply) -> RecordDict:
     ("spoil", "why"),
     [
         (wrong_study, "for another study"),
+        (other_tasks, "for another study"),
         (nothing, "no declaration"),
         (torn, "label"),
         (malformed, "malformed"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from common import metrics
+from common.chained_log import Head
 from common.errors import OutputError
 from common.messages import Counted
 from common.metrics import METRICS, MetricState
@@ -21,6 +22,8 @@ Make = Callable[..., Any]
 KEYS = [
     "round", "model_round", "trained", "combined", "asked", "answered", "refused", "silent",
     "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
+    "central_privacy", "audit_heads", "audit_faults",
+    "each_image",
 ]  # fmt: skip
 
 
@@ -69,6 +72,38 @@ def test_pooled_figures_are_of_all_sites_together(
     assert history.task_figures(make_study(), {}) == {}
 
 
+def test_figures_of_patients_stand_beneath(
+    make_study: Callable[..., Study], make_state: Make
+) -> None:
+    """They are the merged states' of patients; one image of each patient counts as the patient."""
+    several, one_each = state(make_state, 9), state(make_state, 2)
+    cases = state(make_state, 2)
+    test, of_patients = ("ct", "test"), ("ct", "test_patients")
+    states = {
+        "b": {test: several, of_patients: cases},
+        "a": {test: one_each},
+        "c": {test: several},  # what is of its patients was suppressed
+    }
+    found = history.task_figures(make_study(), states)["ct"]
+    assert list(found) == ["test"]
+    assert list(found["test"]) == ["pooled", "per_site", "patients"]
+    assert found["test"]["pooled"]["n_images"] == 20
+    patients = found["test"]["patients"]
+    assert list(patients["per_site"]) == ["a", "b"]
+    assert patients["per_site"]["b"] == history.figures(cases, 1)
+    assert patients["pooled"] == history.figures(metrics.merge([one_each, cases]), 1)
+    assert patients["pooled"]["n_patients"] == patients["pooled"]["n_images"] == 4
+
+
+def test_without_several_images_nothing_is_said_of_patients(
+    make_study: Callable[..., Study], make_state: Make
+) -> None:
+    """Where no site sends a state of patients, a round is told with the keys that it always had."""
+    states = {name: {("ct", "test"): state(make_state, 2)} for name in "ab"}
+    found = history.task_figures(make_study(), states)
+    assert list(found["ct"]["test"]) == ["pooled", "per_site"]
+
+
 def test_the_order_of_sites_changes_no_figure(
     make_study: Callable[..., Study], make_state: Make
 ) -> None:
@@ -107,6 +142,34 @@ def test_what_was_appended_is_loaded(tmp_path: Path) -> None:
     assert history.load(tmp_path) == []
     records = three_rounds(tmp_path)
     assert history.load(tmp_path) == records
+
+
+def test_lines_of_older_versions_are_loaded(tmp_path: Path) -> None:
+    """A line that says nothing of central privacy or of audit logs is one of rounds without.
+
+    Nor does one of unknown patients.
+    """
+    three_rounds(tmp_path)
+    path = tmp_path / HISTORY
+    lines = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+    new = {"central_privacy", "audit_heads", "audit_faults", "each_image"}
+    older = [{key: line[key] for key in KEYS if key not in new} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older), encoding="utf-8")
+    loaded = history.load(tmp_path)
+    assert [getattr(record, key) for record in loaded for key in sorted(new)] == [{}] * 12
+
+
+def test_the_last_head_of_each_site_is_found(tmp_path: Path) -> None:
+    """Of the last round in which it told one, after a restart too."""
+    told: list[dict[str, Head]] = [
+        {"a": Head(3, "ab" * 32), "b": Head(9, "cd" * 32)}, {"a": Head(5, "ef" * 32)}, {},
+    ]  # fmt: skip
+    for number, heads in enumerate(told, start=1):
+        record = RoundRecord(number, number - 1, trained=True)
+        record.audit_heads = {site: head._asdict() for site, head in heads.items()}
+        history.append(tmp_path, record)
+    assert history.last_heads(history.load(tmp_path)) == {**told[0], **told[1]}
+    assert history.last_heads([]) == {}
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, -1])

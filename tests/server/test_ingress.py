@@ -9,6 +9,7 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
 
 from common.arrays import Array
+from common.chained_log import Head
 from common.errors import ReplyError
 from common.messages import (
     Counted,
@@ -24,7 +25,7 @@ from common.messages import (
 from common.study import Study
 from common.update_norm import update_norm
 from server.exact_sum import largest_change
-from server.ingress import admit
+from server.ingress import admit, head_fault
 from server.roster import Member
 
 CURRENT: dict[str, dict[str, Array]] = {
@@ -228,6 +229,88 @@ def test_declared_numbers_may_be_rounded(order: Order, reply: Reply, make_state:
             assert "not on the images that were declared" in refusal(sent, order, member)
 
 
+def with_patients(reply: Reply, make_state: Make, *counts: tuple[str, int, int]) -> Reply:
+    """Return the reply with states of so many patients and cases."""
+    states = {
+        ("ct", name): make_state(2, 1, Counted(patients=patients, images=cases))
+        for name, patients, cases in counts
+    }
+    return reply._replace(metrics={**reply.metrics, **states})
+
+
+def test_states_of_patients_come_beside_those_of_their_images(
+    order: Order, reply: Reply, make_state: Make
+) -> None:
+    """They pass, plain and over the wire, if they count the patients of the images once."""
+    sent = with_patients(reply, make_state, ("test_patients", 2, 2))
+    for came in (sent, reply_from_record(reply_to_record(sent))):
+        states = admit(came, order, MEMBER)
+        assert set(states) == {("ct", "validation"), ("ct", "test"), ("ct", "test_patients")}
+        assert states["ct", "test_patients"].n_images == 2
+    rounded = {"validation": Counted(patients=5, images=5), "test": Counted(patients=5, images=5)}
+    splits = TASK.model_copy(update=rounded)
+    member = Member(1, "hospital-1", DECLARED.model_copy(update={"tasks": {"ct": splits}}), "")
+    assert len(admit(sent, order, member)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "patients", "cases", "why"),
+    [
+        ("test_patients", 1, 1, "not of the patients of their images"),
+        ("test_patients", 3, 3, "not of the patients of their images"),
+        ("test_patients", 2, 3, "not of the patients of their images"),
+        ("test_patients", 2, 9, "not of the patients of their images"),
+        ("train_patients", 2, 2, "not those of the site's tasks"),
+        ("test_patients_patients", 2, 2, "not those of the site's tasks"),
+    ],
+)
+def test_other_states_of_patients_are_refused(
+    name: str, patients: int, cases: int, why: str, order: Order, reply: Reply, make_state: Make
+) -> None:
+    """Of more or fewer patients, of several cases each with a positive class, of no split."""
+    assert why in refusal(with_patients(reply, make_state, (name, patients, cases)), order)
+
+
+def test_a_state_of_patients_needs_that_of_its_images(
+    order: Order, reply: Reply, make_state: Make
+) -> None:
+    """Alone it is refused; beside a broken one the fault of that one is told, and no other."""
+    sent = with_patients(reply, make_state, ("test_patients", 2, 2))
+    alone = {key: state for key, state in sent.metrics.items() if key != ("ct", "test")}
+    text = refusal(sent._replace(metrics=alone), order)
+    assert "metrics of ct on test_patients: without those of their images" in text
+    assert "has 1 faults" in refusal(with_state("counts", np.array([2.0, 4.0]))(sent), order)
+
+
+@pytest.mark.parametrize(
+    ("patients", "cases", "passes"), [(2, 2, True), (2, 3, True), (2, 4, True), (1, 2, False)]
+)
+def test_a_patient_may_be_a_case_of_each_label(
+    patients: int,
+    cases: int,
+    passes: bool,  # noqa: FBT001 - a parameter of the test
+    order: Order,
+    reply: Reply,
+    make_state: Make,
+) -> None:
+    """In a task without a positive class there may be more cases than patients, never than images.
+
+    The numbers declared bound them through the state of images, which is held to these.
+    """
+    tasks = {"mr": TASK}
+    member = Member(1, "hospital-1", DECLARED.model_copy(update={"tasks": tasks}), "")
+    told = order._replace(kind="evaluate")
+    states = {
+        ("mr", "test"): make_state(3, None, Counted(patients=2, images=4)),
+        ("mr", "test_patients"): make_state(3, None, Counted(patients=patients, images=cases)),
+    }
+    sent = reply._replace(groups={}, weights={}, metrics=states)
+    if passes:
+        assert len(admit(sent, told, member)) == 2
+    else:
+        assert "not of the patients" in refusal(sent, told, member)
+
+
 @pytest.mark.parametrize("data", [b"", b"rubbish", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x03\x00((("])
 @pytest.mark.parametrize("where", ["group", "metrics"])
 def test_bytes_that_are_no_array_are_refused(
@@ -325,3 +408,25 @@ def test_a_change_is_no_longer_than_the_study_allows(
             assert admit(sent, told, MEMBER)
         else:
             assert "longer than the study's" in refusal(sent, told)
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "fault"),
+    [
+        (None, None, ""),
+        (None, Head(4, "ab" * 32), ""),
+        (Head(4, "ab" * 32), Head(4, "ab" * 32), ""),
+        (Head(4, "ab" * 32), Head(5, "cd" * 32), ""),
+        (Head(4, "ab" * 32), Head(4, "cd" * 32), "another hash"),
+        (Head(4, "ab" * 32), Head(3, "cd" * 32), "went back from 4 lines to 3"),
+        (Head(4, "ab" * 32), None, "no longer tells"),
+    ],
+)
+def test_an_audit_log_only_grows(
+    known: Head | None, told: Head | None, fault: str, reply: Reply, order: Order
+) -> None:
+    """What does not follow from the last head is told, and the reply is good all the same."""
+    reply = reply._replace(audit=told)
+    admit(reply, order, MEMBER)
+    assert fault in head_fault(reply, known)
+    assert bool(fault) == bool(head_fault(reply, known))

@@ -88,6 +88,15 @@ def failing(_reply: Reply, _order: Order) -> Reply:
     raise RuntimeError("patient 17")
 
 
+def test_the_history_says_where_patients_are_unknown(
+    make_study: Make, make_site: Make, play: Play, tmp_path: Path
+) -> None:
+    """Each line names the tasks in which a site counts images for patients; others are absent."""
+    sites = [make_site("a", {"ct": 10, "mr": 10}, unknown=("mr",)), make_site("b", {"ct": 10})]
+    play(make_study(), sites)
+    assert [line["each_image"] for line in history_of(tmp_path)] == [{"a": ["mr"]}] * 3
+
+
 ONE_TASK = {"ct": {"modality": "CT", "classes": ["a", "b"], "positive": "b"}}
 
 

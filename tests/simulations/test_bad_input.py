@@ -116,6 +116,8 @@ def test_a_few_unreadable_images_are_counted_and_named_at_home_alone(case: Case)
     spoilt[0].unlink()
     spoilt[1].unlink()
     spoilt[1].write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    file = case.hospitals / "hospital-1" / "site.toml"
+    file.write_text(file.read_text() + "max_unreadable = 0.5\n")
     code, err = case.run()
     assert code == 0
     summary = read_summary(case.out)

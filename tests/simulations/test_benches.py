@@ -17,8 +17,10 @@ from simulations.benches.result import KEYS, Result
 HELPERS = {
     "__main__",
     "combine_parts",
+    "ct_files",
     "deployed",
     "egress_cases",
+    "egress_figures",
     "egress_mutations",
     "result",
     "studies",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.config import SiteConfig, site_key
-from client.manifest import read_manifest
+from client.config import SiteConfig
+from client.manifest import manifest_of
 from common.errors import (
     DataError,
     EmptyManifestError,
@@ -82,9 +82,7 @@ def test_client_accepts_the_hospitals(phantoms: Path) -> None:
     for number, (task, phantom) in enumerate(TASKS.items(), start=1):
         config = SiteConfig.load(phantoms / f"hospital-{number}")
         assert config.name == f"hospital-{number}"
-        rows = read_manifest(
-            config.data[task].manifest, task=task, classes=phantom.classes, key=site_key(config)
-        )
+        rows = manifest_of(config, task, phantom.classes).rows
         ill = {row.patient for row in rows if row.label == 1}
         assert len(ill) >= 2
         assert len({row.patient for row in rows} - ill) >= 2

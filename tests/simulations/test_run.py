@@ -24,6 +24,7 @@ from sklearn.metrics import (
 )
 
 from client.config import SiteConfig
+from client.dataset import Images
 from client.evaluate import logits_of
 from client.site import Site
 from common.errors import OutputError
@@ -39,6 +40,7 @@ Scores = tuple[NDArray[np.float64], NDArray[np.int64]]
 HISTORY_KEYS = {
     "round", "model_round", "trained", "combined", "asked", "answered", "refused", "silent",
     "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
+    "central_privacy", "audit_heads", "audit_faults", "each_image",
 }  # fmt: skip
 
 
@@ -141,6 +143,39 @@ def test_the_final_model_gives_the_figures_of_the_summary(
         assert stated["pooled"]["n_patients"] == sum(
             figures["n_patients"] for figures in stated["per_site"].values()
         )
+
+
+def test_the_figures_of_patients_are_of_their_images_together(
+    finished: Path, long_study: Study
+) -> None:
+    """Scikit-learn says the same of each patient's mean probability, pooled and by site."""
+    study, summary = long_study, read_summary(finished)
+    model = build_model(study)
+    put(model, load_file(finished / "model.safetensors"))
+    for name, task in study.tasks.items():
+        found = {}
+        for folder in find_hospitals(finished.parent / "hospitals"):
+            data = Site(SiteConfig.load(folder)).prepare(study).tasks
+            if name in data:
+                images = data[name].splits["test"]
+                logits = logits_of(model, images, name, device=torch.device("cpu"))
+                found[folder.name] = means(softmax(logits.astype(float), axis=1), images)
+        stated = summary["tasks"][name]["patients"]
+        assert list(stated["per_site"]) == list(found)
+        check_against_scikit_learn(stated["pooled"], pooled(found), task.positive_index)
+        for site, own in found.items():
+            check_against_scikit_learn(stated["per_site"][site], own, task.positive_index)
+
+
+def means(probabilities: NDArray[np.float64], images: Images) -> Scores:
+    """Return the mean probabilities of each patient, and the label that all the images have."""
+    owners, labels = np.array(images.patients), images.labels.numpy()
+    patients = sorted(set(images.patients))
+    assert all(len(set(labels[owners == patient])) == 1 for patient in patients)
+    return (
+        np.array([probabilities[owners == patient].mean(axis=0) for patient in patients]),
+        np.array([labels[owners == patient][0] for patient in patients]),
+    )
 
 
 def test_the_first_line_measures_the_untrained_model(finished: Path, long_study: Study) -> None:

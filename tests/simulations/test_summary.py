@@ -36,13 +36,26 @@ SHAPE = {
     "strategy": "text",
     "normalisation": "text",
     "weights": {"source": "text", "left_out": ["text"]},
-    "tasks": {"TASK": {"pooled": FIGURES, "per_site": {"SITE": FIGURES}}},
+    "tasks": {
+        "TASK": {
+            "pooled": FIGURES,
+            "per_site": {"SITE": FIGURES},
+            "patients": {"pooled": FIGURES, "per_site": {"SITE": FIGURES}},
+        },
+    },
     "yardsticks": {
-        "alone": {"TASK": {**FIGURES, "per_site": {"SITE": FIGURES}}},
-        "ensemble": {"TASK": FIGURES},
-        "pooled": {"TASK": FIGURES},
+        "alone": {
+            "TASK": {
+                **FIGURES,
+                "per_site": {"SITE": {**FIGURES, "patients": FIGURES}},
+                "patients": FIGURES,
+            },
+        },
+        "ensemble": {"TASK": {**FIGURES, "patients": FIGURES}},
+        "pooled": {"TASK": {**FIGURES, "patients": FIGURES}},
     },
     "unreadable": {"SITE": {"TASK": "count"}},
+    "each_image": {"SITE": ["text"]},
     "bytes": {"down": {"SITE": ["count"]}, "up": {"SITE": ["count"]}},
     "seconds": {
         "total": "number", "training": "number", "evaluation": "number", "overhead": "number",
@@ -65,7 +78,8 @@ def check_shape(value: Any, shape: Any, where: str = "summary") -> None:
         assert isinstance(value, dict), where
         (first, *_) = shape
         if first in {"TASK", "SITE"}:
-            assert value or where == "summary.refused", where  # usually nobody is
+            # Usually nobody is refused, and all patients are known.
+            assert value or where in {"summary.refused", "summary.each_image"}, where
             shape = dict.fromkeys(value, shape[first])
         assert list(value) == list(shape), where
         for key, part in shape.items():

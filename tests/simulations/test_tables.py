@@ -22,6 +22,14 @@ def printed(summary: dict[str, Any]) -> list[str]:
     return shown
 
 
+def shown(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what each table is of, in their order: a task's images, then its patients."""
+    parts = []
+    for task, found in summary["tasks"].items():
+        parts += [(task, found), (f"{task}, each patient", found["patients"])]
+    return parts
+
+
 def federated(text: str) -> str:
     (row,) = [line for line in text.splitlines() if line.strip().startswith("federated")]
     return row
@@ -37,7 +45,7 @@ def test_tables_fit_a_terminal_whole(finished: Path) -> None:
 def test_thousands_of_patients_fit_too(finished: Path) -> None:
     """Five digits of patients and two of sites leave every cell whole."""
     summary = read_summary(finished)
-    for found in summary["tasks"].values():
+    for _, found in shown(summary):
         found["pooled"]["n_patients"] = 12345
         (figures, *_) = found["per_site"].values()
         found["per_site"] = {"hospital-99": {**figures, "auroc": 1.0, "auroc_bound": 0.115}}
@@ -49,12 +57,13 @@ def test_thousands_of_patients_fit_too(finished: Path) -> None:
         assert "…" not in text
 
 
-def test_each_task_has_a_table_of_every_model(finished: Path) -> None:
-    """A table names its task, the federation, the three yardsticks and each site of the task."""
+def test_each_task_has_tables_of_every_model(finished: Path) -> None:
+    """A table names its task, the federation, the three yardsticks and each site of the task.
+
+    Where patients have several images there is a second one, of patients.
+    """
     summary = read_summary(finished)
-    texts = printed(summary)
-    assert len(texts) == len(summary["tasks"])
-    for text, (task, found) in zip(texts, summary["tasks"].items(), strict=True):
+    for text, (task, found) in zip(printed(summary), shown(summary), strict=True):
         sites = [f"at {site}" for site in found["per_site"]]
         for word in (task, "federated", "alone, mean", "ensemble", "pooled data", *sites):
             assert word in text
@@ -63,7 +72,7 @@ def test_each_task_has_a_table_of_every_model(finished: Path) -> None:
 def test_the_numbers_are_those_of_the_summary(finished: Path) -> None:
     """Each row has patients and metrics to three digits, AUROC with its bound."""
     summary = read_summary(finished)
-    for text, found in zip(printed(summary), summary["tasks"].values(), strict=True):
+    for text, (_, found) in zip(printed(summary), shown(summary), strict=True):
         row = federated(text)
         figures = found["pooled"]
         cells = [f"{figures[name]:.3f}" for name in SHOWN]
@@ -75,8 +84,22 @@ def test_what_is_undefined_is_a_dash(finished: Path) -> None:
     """A metric that the patients leave undefined is shown as such, not as zero."""
     summary = read_summary(finished)
     summary["yardsticks"] = None
-    for found in summary["tasks"].values():
+    for _, found in shown(summary):
         found["pooled"] |= {"auroc": None, "auroc_bound": None, "sensitivity": None}
     for text in printed(summary):
         assert federated(text).split().count("-") == 2
         assert "ensemble" not in text
+
+
+def test_one_image_of_each_patient_needs_one_table(finished: Path) -> None:
+    """Without figures of patients, of the federation or of a yardstick, none are shown."""
+    summary = read_summary(finished)
+    for values in summary["yardsticks"].values():
+        for found in values.values():
+            del found["patients"]
+    texts = printed(summary)
+    assert len(texts) == 2 * len(summary["tasks"])
+    assert all(("ensemble" in text) == ("each patient" not in text) for text in texts)
+    for found in summary["tasks"].values():
+        del found["patients"]
+    assert len(printed(summary)) == len(summary["tasks"])

@@ -114,6 +114,10 @@ def test_all_are_judged_on_the_same_patients(finished: Path) -> None:
         for yardstick in summary["yardsticks"].values():
             judged += [yardstick[task], *yardstick[task].get("per_site", {}).values()]
         assert len({(one["n_patients"], one["n_images"]) for one in judged}) == 1
+        patients = [found["patients"]["pooled"], *(one["patients"] for one in judged[1:])]
+        assert {(one["n_patients"], one["n_images"]) for one in patients} == {
+            (judged[0]["n_patients"],) * 2
+        }
 
 
 def test_alone_is_the_mean_over_the_sites(finished: Path) -> None:
@@ -123,6 +127,8 @@ def test_alone_is_the_mean_over_the_sites(finished: Path) -> None:
             values = [site[name] for site in found["per_site"].values()]
             defined = [value for value in values if value is not None]
             assert found[name] == (pytest.approx(np.mean(defined)) if defined else None)
+        accuracies = [site["patients"]["accuracy"] for site in found["per_site"].values()]
+        assert found["patients"]["accuracy"] == pytest.approx(np.mean(accuracies))
 
 
 def test_figures_are_those_of_scikit_learn(finished: Path, long_study: Study) -> None:
@@ -160,8 +166,8 @@ def test_grey_and_colour_are_laid_together(small: Path, study_of: StudyOf) -> No
     merged = yardsticks._merged([grey, {"spots": colour["bars"]}])["spots"]
     first = merged.pixels[: len(grey["spots"])]
     assert merged.pixels.shape[1] == 3
-    assert torch.equal(first, grey["spots"].pixels.expand(-1, 3, -1, -1))
-    assert torch.equal(merged.pixels[len(first) :], colour["bars"].pixels)
+    assert torch.equal(first, grey["spots"].pixels[:].expand(-1, 3, -1, -1))
+    assert torch.equal(merged.pixels[len(first) :], colour["bars"].pixels[:])
     assert merged.patients == grey["spots"].patients + colour["bars"].patients
 
 

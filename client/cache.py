@@ -1,0 +1,283 @@
+"""Prepared images on the site's own disk, so that no image is decoded twice.
+
+An entry is what one source gives by one recipe: ``KEY.npy``, its images, and ``KEY.json``, what is
+known of them. The key is a hash of the source's content, of the version of the readers and of the
+recipe; paths and times are not in it. Files get their name when they are whole, the JSON last. They
+are not synced, for the checksum in the JSON tells of a file that a power cut has torn; what is
+damaged is dropped and made anew. Shapes: n images of a source, C channels, S image size.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.config import SiteConfig
+from client.owned_files import make_private_folder
+from common.file_lock import locked
+from common.files import canonical_json, sha256_of
+
+READER_VERSION = 1
+"""Raised whenever reading or preparing an image gives other values than before."""
+STALE_SECONDS = 3600.0
+"""Age at which a file that belongs to no whole entry is a leftover of a process that was killed."""
+MEGABYTE = 1_000_000
+_KEPT = 15 / 16  # of the bound, after an eviction
+_UNSEEN = 1 / 32  # of the bound: what a process adds before it looks again at what others added
+_NAME = re.compile(r"\.?([0-9a-f]{64})\.(json|npy|[a-z0-9_]+\.part)")
+
+_log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """The prepared images of one source, and what is known of them."""
+
+    pixels: NDArray[np.float16]
+    """In [0, 1], shape (n, C, S, S)."""
+    said: Mapping[str, Any]
+    """Of JSON's types."""
+
+
+class Size(NamedTuple):
+    """What a cache holds."""
+
+    entries: int
+    bytes: int
+
+
+class _File(NamedTuple):
+    path: Path
+    key: str
+    kind: str
+    bytes: int
+    time: float
+
+
+def content_of(path: Path) -> str:
+    """Return the SHA-256 of a source: of a file's bytes, or of a folder's names and files.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not path.is_dir():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = [[file.relative_to(path).as_posix(), sha256_of(file)] for file in files]
+    return hashlib.sha256(canonical_json(listed)).hexdigest()
+
+
+def key_of(content: str, recipe: Mapping[str, Any]) -> str:
+    """Return the key of an entry, 64 hexadecimal digits.
+
+    Args:
+        content: SHA-256 of the source.
+        recipe: All that decides what becomes of the source, of JSON's types.
+    """
+    said = {"content": content, "reader": READER_VERSION, "recipe": recipe}
+    return hashlib.sha256(canonical_json(said)).hexdigest()
+
+
+def cache_of(config: SiteConfig, log: logging.Logger) -> "Cache | None":
+    """Return the cache of a site; None where it is switched off or the folder cannot be used.
+
+    Args:
+        config: The hospital.
+        log: The site's own log, which is told why there is none.
+    """
+    limit = config.limits.max_cache_mb * MEGABYTE
+    return Cache(config.cache_folder, limit, log) if limit else None
+
+
+class Cache:
+    """The prepared images of a site; any number of threads and processes may share the folder.
+
+    Nothing that goes wrong in it stops the work: it is said once, and then nothing is kept.
+
+    Args:
+        folder: Made for its owner alone where it is missing.
+        max_bytes: Most bytes that are kept; what was used least recently goes first.
+        log: Told when the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, log: logging.Logger = _log) -> None:
+        self.folder = folder
+        self._max_bytes, self._log = max_bytes, log
+        self._usable = True
+        self._lock = threading.Lock()
+        self._room = 0.0  # bytes that may come before the next look at the folder
+        try:
+            make_private_folder(folder)
+            mode = folder.stat().st_mode & 0o777
+        except OSError as error:
+            self.stop(f"cannot be made ({error.strerror})")
+        else:
+            if mode & 0o077:
+                self.stop(f"is open to other users (mode {mode:03o}); run chmod 700 on it")
+
+    def get(self, key: str) -> Entry | None:
+        """Return an entry, or None where there is none that is whole."""
+        if not self._usable:
+            return None
+        said_file = self._path(key, "json")
+        try:
+            kept, data = said_file.read_bytes(), self._path(key, "npy").read_bytes()
+            entry = _entry(kept, data)
+            if entry is not None:
+                os.utime(said_file)  # used just now
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.stop(f"cannot be read ({error.strerror})")
+            return None
+        if entry is None:
+            self._log.warning("an entry of the cache is damaged and will be made anew")
+            self._remove(key)
+        return entry
+
+    def put(self, key: str, entry: Entry) -> None:
+        """Keep an entry, unless it alone is larger than the bound; older ones may go for it."""
+        if not self._usable:
+            return
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, entry.pixels, version=(1, 0), allow_pickle=False)
+        data = buffer.getvalue()
+        kept = canonical_json({"said": entry.said, "crc32": _checksum(entry.said, data)})
+        added = len(kept) + len(data)
+        if added > self._max_bytes * _KEPT:
+            return
+        try:
+            with self._lock:
+                self._room -= added
+                if self._room < 0:
+                    self._room = self._make_room(added)
+            self._write(key, "npy", data)
+            self._write(key, "json", kept)
+        except OSError as error:
+            self.stop(f"cannot be written ({error.strerror})")
+
+    def scratch(self) -> IO[bytes]:
+        """Return a new file without a name, which goes with the process.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        return tempfile.TemporaryFile(dir=self.folder)
+
+    def stop(self, why: str) -> None:
+        """Go on without the cache, and say so once."""
+        with self._lock:
+            told, self._usable = not self._usable, False
+        if not told:
+            self._log.warning("the cache %s %s; nothing is kept", self.folder, why)
+
+    def size(self) -> Size:
+        """Return what is kept.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        files = list(self._files())
+        return Size(sum(file.kind == "json" for file in files), sum(file.bytes for file in files))
+
+    def clear(self) -> Size:
+        """Remove every entry and leftover, and nothing else; return what that was.
+
+        Raises:
+            OSError: The folder cannot be read or written.
+        """
+        with locked(self.folder / "lock"):
+            found = self.size()
+            for file in list(self._files()):
+                file.path.unlink(missing_ok=True)
+        return found
+
+    def _path(self, key: str, kind: str) -> Path:
+        return self.folder / f"{key}.{kind}"
+
+    def _write(self, key: str, kind: str, data: bytes) -> None:
+        """Write a file under a passing name, readable by its owner alone, and give it its own."""
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{key}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(name).replace(self._path(key, kind))
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _files(self) -> Iterator[_File]:
+        """Yield the files that are a cache's, by their names."""
+        with os.scandir(self.folder) as listed:
+            for found in listed:
+                if named := _NAME.fullmatch(found.name):
+                    try:
+                        state = found.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # another process was faster
+                        continue
+                    path = Path(found.path)
+                    yield _File(path, named[1], named[2], state.st_size, state.st_mtime)
+
+    def _make_room(self, wanted: int) -> float:
+        """Remove leftovers, and the entries that the bound has no room for; return what may come.
+
+        A file that belongs to no whole entry may be one that another process is writing, and is
+        removed only when it is old.
+        """
+        bound, stale = self._max_bytes * _KEPT, time.time() - STALE_SECONDS
+        with locked(self.folder / "lock"):
+            groups: dict[str, list[_File]] = {}
+            for file in self._files():
+                name = file.key if file.kind in {"json", "npy"} else file.path.name
+                groups.setdefault(name, []).append(file)
+            total = sum(file.bytes for files in groups.values() for file in files)
+            for files in sorted(groups.values(), key=_last_use):
+                whole = any(file.kind == "json" for file in files)
+                if total + wanted > bound if whole else _last_use(files) < stale:
+                    self._unlink(files)
+                    total -= sum(file.bytes for file in files)
+        return min(bound - total, self._max_bytes * _UNSEEN) - wanted
+
+    def _remove(self, key: str) -> None:
+        self._path(key, "json").unlink(missing_ok=True)
+        self._path(key, "npy").unlink(missing_ok=True)
+
+    @staticmethod
+    def _unlink(files: Iterable[_File]) -> None:
+        """Remove files, the JSON first: an entry without it is none."""
+        for file in sorted(files, key=lambda file: file.kind):
+            file.path.unlink(missing_ok=True)
+
+
+def _entry(kept: bytes, data: bytes) -> Entry | None:
+    """Return the entry of two files' bytes; None where they are not what was written."""
+    try:
+        found = json.loads(kept)
+        if found["crc32"] != _checksum(found["said"], data):
+            return None
+        buffer = io.BytesIO(data)
+        np.lib.format.read_magic(buffer)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
+        pixels = np.frombuffer(data, dtype, offset=buffer.tell()).reshape(shape)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Entry(pixels, found["said"])
+
+
+def _checksum(said: Mapping[str, Any], data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(canonical_json(said)))
+
+
+def _last_use(files: Iterable[_File]) -> float:
+    return max(file.time for file in files)

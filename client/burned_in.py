@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-BORDER = 0.2
-"""Share of each side that counts as border; text is looked for there alone."""
+BORDER = 0.25
+"""Share of the rows, at the top and at the bottom, in which text is looked for."""
 LEAST_SIDE = 64
 """Pixels of the shorter side; smaller images have no room for text."""
 LEAST_SIGNS = 5
@@ -42,7 +42,7 @@ class _Signs(NamedTuple):
 
 
 def signs_of_text(values: NDArray[np.float32]) -> int:
-    """Return how many signs stand in text-like lines near the border of a picture.
+    """Return how many signs stand in text-like lines near the top and bottom of a picture.
 
     Args:
         values: In [0, 1], shape (H, W) or (H, W, 3), red first.
@@ -53,15 +53,8 @@ def signs_of_text(values: NDArray[np.float32]) -> int:
     if min(values.shape[:2]) < LEAST_SIDE:
         return 0
     levels_HW = _levels(values)
-    rows, columns = levels_HW.shape
-    high, wide = round(rows * BORDER), round(columns * BORDER)
-    strips = (
-        levels_HW[:high],
-        levels_HW[rows - high :],
-        levels_HW[high : rows - high, :wide],
-        levels_HW[high : rows - high, columns - wide :],
-    )
-    return sum(_signs_in_lines(_signs(strip)) for strip in strips if strip.size)
+    high = round(len(levels_HW) * BORDER)
+    return sum(_signs_in_lines(_signs(strip)) for strip in (levels_HW[:high], levels_HW[-high:]))
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:

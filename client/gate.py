@@ -7,7 +7,7 @@ site does not take part.
 
 import difflib
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -137,7 +137,7 @@ def _duplicates(reads: Sequence[RowRead], split_of: Mapping[int, str]) -> Iterat
     """Yield what is found of images that are the same, and of those that are nearly so."""
     seen = [read for read in reads if read.look is not None]
     rows = [read.row for read in seen]
-    same = alike([(read.content, read.row.slices, read.row.box) for read in seen])
+    same = alike([_pixels_of(read) for read in seen])
     grouped: dict[str, list[list[Row]]] = {}
     for group in same:
         for code in _same_codes([rows[i] for i in group], split_of):
@@ -154,12 +154,20 @@ def _duplicates(reads: Sequence[RowRead], split_of: Mapping[int, str]) -> Iterat
         lines = tuple(tuple(row.line for row in group) for group in groups)
         every = tuple(sorted({line for group in lines for line in group}))
         what = f"{len(every)} rows in {plural(len(lines), 'group')} of "
-        what += "nearly the same image." if code.startswith("near") else "the same content."
+        what += "nearly the same image." if code.startswith("near") else "the same pixels."
         yield Finding(code, what, every, lines)
 
 
+def _pixels_of(read: RowRead) -> Hashable:
+    """Return what two rows share when their pixels are the same, whatever file is around them."""
+    look = read.look
+    if look is None:
+        return read.row.line
+    return look.phash, look.fine, look.mean, look.dark, look.bright, look.parts, read.row.box
+
+
 def _same_codes(group: Sequence[Row], split_of: Mapping[int, str]) -> Iterator[str]:
-    """Yield what it means that all rows of a group have the same content."""
+    """Yield what it means that all rows of a group have the same pixels."""
     relation, differ = _relation(group, split_of), len({row.label for row in group}) > 1
     if differ:
         yield "labels_differ"

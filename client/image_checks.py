@@ -1,5 +1,6 @@
 """What the gate asks of each image by itself, from what was kept of it when it was read."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from client.findings import CODES, Finding, plural
@@ -30,7 +31,7 @@ _WHAT = {
     "implausible_hounsfield": f"no value below {AIR:g}, none above {BONE:g}, or one beyond "
     f"{LARGEST:g} HU",
     "burned_in_flag": "Burned In Annotation (0028,0301) is YES",
-    "burned_in_text": "signs of one height stand in a line near the border",
+    "burned_in_text": "signs of one height stand in a line at the top or the bottom",
     "header_differs": "the manifest and the header differ",
 }
 
@@ -87,8 +88,9 @@ def _of_header(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _unread(read: RowRead) -> tuple[str, str]:
-    """Return why a row gave no image, without the path, which may name a patient."""
-    why = read.error.removeprefix(f"{read.row.path}: ").replace(str(read.row.path), "the file")
+    """Return why a row gave no image, without paths, which may name a patient."""
+    why = read.error.removeprefix(f"{read.row.path}: ")
+    why = re.sub(rf"{re.escape(str(read.row.path))}(/[^:]*)?", "the file", why)
     if read.code == "set_aside":
         return "set_aside", why
     return ("constant" if SAME_VALUE in read.error else "unreadable"), why

@@ -111,7 +111,7 @@ def _checked(config: SiteConfig) -> float:
 
     def tell(_: str, done: int, rows: int) -> None:
         if done in {WARM, rows}:
-            spent.append(time.process_time() + sum(map(_cpu_of, _children())))
+            spent.append(_cpu_of_all())
 
     rows = sum(1 for _ in config.data["ct"].manifest.open()) - 1
     check_site(study, config, log=logging.getLogger("bench"), progress=tell)
@@ -131,16 +131,17 @@ def _plain(paths: Sequence[Path]) -> float:
     return 1e3 * sum(float(process.communicate()[0]) for process in processes) / len(paths)
 
 
-def _children() -> list[int]:
-    """Return the processes that any thread of this one has started."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-
-
-def _cpu_of(process: int) -> float:
-    """Return the seconds of CPU time that another process has spent, by Linux's proc(5)."""
-    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _cpu_of_all() -> float:
+    """Return the seconds of CPU time that this process and its children have spent (proc(5))."""
+    spent = time.process_time()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (process / "stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[1]) == os.getpid():  # its parent
+            spent += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
 
 
 if __name__ == "__main__":

@@ -167,6 +167,15 @@ def test_a_scanner_that_tells_the_label_is_a_shortcut() -> None:
     assert judged(mixed).findings == ()
 
 
+def test_another_file_around_the_same_pixels_is_a_copy() -> None:
+    """An image that was exported again, with another header or encoding, is still the same."""
+    again = copy_of(A, 9, "b")._replace(content=RNG.bytes(32).hex())
+    assert set(codes(judged([A, again]))) == {"duplicate_across_patients"}
+    assert A.look is not None
+    other = again._replace(look=A.look._replace(mean=A.look.mean + 1e-6))
+    assert set(codes(judged([A, other]))) == {"near_duplicate_across_patients"}
+
+
 def test_patients_of_one_group_may_share_an_image() -> None:
     """The hospital knows that they belong together; they are in one split."""
     first = read_of(2, "a", unit="group")
@@ -227,6 +236,14 @@ def test_the_tolerance_is_a_share_of_rows() -> None:
     for line in (2, 5, 9):
         assert f"line {line}: /data/" in more.message
     assert "patient-" not in more.message
+
+
+def test_the_reason_names_no_file() -> None:
+    """What a finding says of a line has no path, of a slice within a folder neither."""
+    row = read_of(5).row
+    error = f"{row.path}: of its slices, {row.path}/DOE_JANE/1.dcm: cannot be decoded."
+    (finding, *_) = judged([A, RowRead(row, error, "image")]).findings
+    assert finding.why == {5: "of its slices, the file: cannot be decoded."}
 
 
 def test_the_severest_reason_counts() -> None:

@@ -299,7 +299,7 @@ def test_real_files_have_a_row_or_a_reason(shared: Path) -> None:
     """Of the real files each has a row or is set aside; reports, plans and masks are the latter."""
     files, passed = files_in(shared / "dicom")
     found = list(look_at(files, 1))
-    made = draft_of(found, shared)
+    made = draft_of(found, shared.resolve())
     assert not passed
     assert len(made.rows) + made.set_aside.total() == len(files)
     listed = {Path(row["path"]).name for row in made.rows}

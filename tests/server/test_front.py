@@ -293,10 +293,11 @@ def test_a_reload_takes_over_a_new_certificate(running: Running) -> None:
     before = shown()
     rotate_server(running.config)
     assert front.reload(running.config)
-    until = time.monotonic() + 60
-    while shown() == before and time.monotonic() < until:
+    seen, until = before, time.monotonic() + 60
+    while seen == before and time.monotonic() < until:
         time.sleep(0.05)
-    assert shown() != before
+        seen = shown()  # once: for a moment the old workers of nginx accept calls as well
+    assert seen != before
     assert running.client().post(PULL).status_code == 200
 
 

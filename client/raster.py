@@ -6,6 +6,7 @@ depth, 0 the darkest. Colour profiles (ICC) are ignored, and transparency is dro
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def read_page(path: Path, kind: str) -> Pixels:
 def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
     try:
         # Not by its path: Pillow 13 would map an uncompressed TIFF, and misread one on its side.
-        with path.open("rb") as file, Image.open(file, formats=(kind,)) as image:
+        # Whole in memory: of a file, Pillow would ask for as much as a damaged chunk claims to be.
+        with BytesIO(path.read_bytes()) as file, Image.open(file, formats=(kind,)) as image:
             yield image
     except Image.DecompressionBombError as error:
         raise ImageError(

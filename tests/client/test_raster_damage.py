@@ -93,6 +93,15 @@ def survives(file: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_chunk_that_claims_more_than_the_file_costs_no_memory(tmp_path: Path) -> None:
+    """A chunk's claimed length is no reason to ask for so much memory."""
+    content = bytearray(seeds()[0])
+    content[33] = 0x11  # the length of the second chunk: 285 MB
+    (tmp_path / "a").write_bytes(content)
+    survives(tmp_path / "a")
+
+
+@pytest.mark.filterwarnings("ignore")
 @FUZZ
 @given(seed=st.sampled_from(seeds()), edits=EDITS, cut=st.integers(0, 400))
 def test_damaged_bytes_are_a_picture_or_an_image_error(

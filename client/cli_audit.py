@@ -42,14 +42,14 @@ def verify(
     Ends with 71 when a line was changed, or taken out of the middle, or when the log is not the
     one whose head the coordinator countersigned. Lines cut off at the end show by --head.
     """
-    from client import audit
+    from client import audit_check
     from client.config import SiteConfig
 
     held = head.strip().lower()
     if held and not re.fullmatch("[0-9a-f]{64}", held):
         raise typer.BadParameter("give --head the 64 hexadecimal digits of a hash")
     config = SiteConfig.load(site)
-    found = _readable(config, lambda: audit.verify(config.state, held))
+    found = _readable(config, lambda: audit_check.verify(config.state, held))
     if as_json:
         typer.echo(json.dumps({"site": config.name, **found._asdict()}))
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
     UID,
     CornealTopographyMapStorage,
@@ -23,6 +23,7 @@ from pydicom.uid import (
     ParametricMapStorage,
 )
 
+from client.bounded_file import BoundedFile
 from client.pixels import MAX_VOXELS, check_size
 from common.errors import ImageError, SetAsideError
 
@@ -41,8 +42,9 @@ MAX_FRAMES = 2**16
 MAX_INFLATED = 4 * MAX_VOXELS
 """Bytes that a deflated file may unfold to: as many as its pixels could take."""
 
+_START = 132  # bytes by which a file is told
 _LARGE = 2**25  # bytes of an element that is left in the file until it is asked for
-_HEAD = 2**16
+_META = 2  # group of the file meta information (PS3.10 7.1)
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # the last in big endian
 
 
@@ -138,21 +140,23 @@ def _other_object(header: Dataset) -> str:
 
 
 def _read(path: Path, *, pixels: bool, elements: Sequence[str] = ()) -> Dataset:
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if not looks_like_dicom(head):
-        what = "it is no DICOM" if head else "the file is empty"
-        raise ImageError(what, remedy="Take it out of the manifest.")
-    deflated = _check_inflation(path, head)
-    # pydicom looks for what it left out in the file itself, not in what it inflated.
-    later = _LARGE if pixels and not deflated else None
-    dataset = dcmread(
-        path,
-        force=True,
-        stop_before_pixels=not pixels,
-        defer_size=later,
-        specific_tags=list(elements) or None,
-    )
+    with BoundedFile(str(path)) as file:
+        start = file.read(_START)
+        if not looks_like_dicom(start):
+            what = "it is no DICOM" if start else "the file is empty"
+            raise ImageError(what, remedy="Take it out of the manifest.")
+        file.seek(0)
+        deflated = _check_inflation(file)
+        file.seek(0)
+        dataset = dcmread(
+            file,
+            force=True,
+            stop_before_pixels=not pixels,
+            # pydicom looks for what it left out in the file itself, not in what it inflated.
+            defer_size=_LARGE if pixels and not deflated else None,
+            specific_tags=list(elements) or None,
+        )
+    dataset.fileobj_type = BoundedFile  # opens the file anew for what was left in it
     _name_syntax(dataset)
     return dataset
 
@@ -168,15 +172,23 @@ def _name_syntax(dataset: Dataset) -> None:
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else native
 
 
-def _check_inflation(path: Path, head: bytes) -> bool:
-    """Say whether a file is deflated (PS3.5 A.5); refuse one that unfolds to too much."""
-    if DeflatedExplicitVRLittleEndian.encode() not in head:
-        return False
-    meta = read_file_meta_info(path)
+def _check_inflation(file: BoundedFile) -> bool:
+    """Say whether a file is deflated (PS3.5 A.5); refuse one that unfolds to too much.
+
+    Args:
+        file: At its beginning.
+    """
+    read_preamble(file, force=True)
+    meta = read_dataset(
+        file,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag.group != _META,
+    )
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return False
-    start = 144 + int(meta.FileMetaInformationGroupLength)  # preamble, DICM and the length itself
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+    start = file.tell()  # not by the group length, which may lie: pydicom does not believe it
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, whole[start:]
         while rest and not inflater.eof:
             total += len(inflater.decompress(rest, _LARGE))

@@ -91,7 +91,7 @@ def _decoder(dataset: Dataset) -> Decoder:
 def _native(
     dataset: Dataset, path: Path, decoder: Decoder, wanted: Sequence[int], *, keyword: str
 ) -> Decoded:
-    element: object = dataset.get_item(keyword)
+    element: object = dataset.get_item(keyword, keep_deferred=True)
     options: dict[str, Any] = {"correct_unused_bits": False}
     if not isinstance(element, RawDataElement) or element.value is not None:
         if dataset[keyword].is_undefined_length:  # PS3.5 A.4: so are compressed pixels alone

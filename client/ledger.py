@@ -13,23 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.accounting import Mechanism, default_delta
 from client.cohorts import among, largest_fit, load_cohort, save_cohort, worst_epsilon
 from client.config import Limits
 from client.ledger_entries import (
+    SLACK,
     Entered,
     Left,
     Spending,
     Training,
+    check_epsilon,
     check_number,
     check_turn,
+    delta_of,
     parts_of,
     privacy_of,
     training_of,
 )
 from client.plan import Begun, Plan
 from common.chained_log import ChainedLog
-from common.errors import BudgetError, ChainError, DataError
+from common.errors import ChainError, DataError
 from common.file_lock import locked
 from common.study import Study
 
@@ -37,10 +39,6 @@ LEDGER_FILE = "ledger.jsonl"
 LOCK_FILE = "ledger.lock"
 LOCK_SECONDS = 20.0
 """How long a process waits for another that is entering a training: it composes meanwhile."""
-SLACK = 1e-3
-"""By how much of itself a study's epsilon may be exceeded. The noise was calibrated so that exactly
-the planned rounds fit; they must fit still when a new version of a library changes the last digits.
-The accountant's figure lies 0.5 % above the exact one, so the promise is kept all the same."""
 _MOST_ROUNDS = 100_000
 
 
@@ -107,7 +105,9 @@ class Ledger:
             spent = None
             if plan is not None:
                 check_turn(study, number, before)
-                spent = self._check_epsilon(study, before, cohort, limits, plan)
+                spent = check_epsilon(
+                    study, before, self._cohorts(before), cohort, limits=limits, plan=plan
+                )
             entry = {
                 "event": "training",
                 "study": study.digest(),
@@ -182,7 +182,7 @@ class Ledger:
         entered = self._entered()
         known = self._cohorts(entered)
         if delta is None:
-            delta = _default_delta(known)
+            delta = delta_of(known)
         meant = [found for found in entered if study_digest in (None, found.study)]
         cohorts = {found.cohort: known[found.cohort] for found in meant if found.cohort}
         return Spending(
@@ -211,7 +211,7 @@ class Ledger:
         own = largest_fit(parts_of(private), theirs, last.mechanism, last.delta, most, _MOST_ROUNDS)
         if limits.max_epsilon is None:
             return Left(own, None)
-        delta = limits.delta or _default_delta(known)
+        delta = limits.delta or delta_of(known)
         site = largest_fit(
             parts_of(entered), theirs, last.mechanism, delta, limits.max_epsilon, own
         )
@@ -226,43 +226,6 @@ class Ledger:
         keys = ("at", "file", "sha256")
         entries = self._log.entries()
         return [{key: e.get(key, "") for key in keys} for e in entries if e.get("event") == "torn"]
-
-    def _check_epsilon(
-        self,
-        study: Study,
-        before: Sequence[Training],
-        cohort: frozenset[str],
-        limits: Limits,
-        plan: Plan,
-    ) -> float:
-        """Return what the cohort's worst patient will have spent in all studies, if it may be.
-
-        Raises:
-            BudgetError: It may not.
-        """
-        known = self._cohorts(before)
-        theirs = among(known, cohort)
-        this = [Mechanism(plan.noise_multiplier, plan.sample_rate, plan.steps)]
-        digest = study.digest()
-        of_study = [found for found in before if found.study == digest]
-        here = worst_epsilon(parts_of(of_study), theirs, this, plan.delta)
-        if here > plan.epsilon * (1 + SLACK):
-            raise BudgetError(
-                f"With this training study {study.name} would cost a patient epsilon {here:.4g} "
-                f"at delta {plan.delta:.3g}; {plan.epsilon:.4g} is allowed.",
-                remedy="Nothing, if all its rounds were trained; rounds that were redone have "
-                "spent the rest. A new study is needed.",
-            )
-        delta = limits.delta or _default_delta({**known, "": cohort})
-        overall = worst_epsilon(parts_of(before), theirs, this, delta)
-        if limits.max_epsilon is not None and overall > limits.max_epsilon:
-            raise BudgetError(
-                f"With this training all studies would cost a patient epsilon {overall:.4g} at "
-                f"delta {delta:.3g}; limits.max_epsilon is {limits.max_epsilon:.4g}.",
-                remedy="rarefed-client ledger shows what was spent; raise limits.max_epsilon in "
-                "site.toml only if the hospital agrees.",
-            )
-        return overall
 
     def _entered(self) -> list[Training]:
         """Return all trainings, the oldest first."""
@@ -300,8 +263,3 @@ class Ledger:
                 f"Cannot use the ledger in {self._state}: {error.strerror}.",
                 remedy="Make room on its disk, and let the user who runs the vault write there.",
             ) from error
-
-
-def _default_delta(cohorts: Mapping[str, frozenset[str]]) -> float:
-    """Return the delta of a hospital that has set none, from all patients ever entered."""
-    return default_delta(max(2, len(frozenset[str]().union(*cohorts.values()))))

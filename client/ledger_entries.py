@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from client.accounting import Mechanism
+from client.accounting import Mechanism, default_delta
+from client.cohorts import among, worst_epsilon
+from client.config import Limits
 from client.plan import Plan
 from common.errors import BudgetError
 from common.study import Study
+
+SLACK = 1e-3
+"""By how much of itself a study's epsilon may be exceeded. The noise was calibrated so that exactly
+the planned rounds fit; they must fit still when a new version of a library changes the last digits.
+The accountant's figure lies 0.5 % above the exact one, so the promise is kept all the same."""
 
 
 class Training(NamedTuple):
@@ -129,3 +136,57 @@ def check_turn(study: Study, number: int, before: Sequence[Training]) -> None:
             remedy="If the coordinator has not gone back to an older backup, somebody hands in an "
             "old order again: look at the audit log. A study with privacy never goes back.",
         )
+
+
+def check_epsilon(
+    study: Study,
+    before: Sequence[Training],
+    known: Mapping[str, frozenset[str]],
+    cohort: frozenset[str],
+    *,
+    limits: Limits,
+    plan: Plan,
+) -> float:
+    """Refuse a private training that would cost a patient more than is allowed.
+
+    Args:
+        study: The study.
+        before: All trainings that were entered, of whatever study.
+        known: The cohorts of those, by digest.
+        cohort: The patients of this training.
+        limits: What the hospital insists on.
+        plan: How the training is made private.
+
+    Returns:
+        What the cohort's worst patient will have spent in all studies, at the site's delta.
+
+    Raises:
+        BudgetError: It is more than the study or the hospital allows.
+    """
+    theirs = among(known, cohort)
+    this = [Mechanism(plan.noise_multiplier, plan.sample_rate, plan.steps)]
+    digest = study.digest()
+    of_study = [found for found in before if found.study == digest]
+    here = worst_epsilon(parts_of(of_study), theirs, this, plan.delta)
+    if here > plan.epsilon * (1 + SLACK):
+        raise BudgetError(
+            f"With this training study {study.name} would cost a patient epsilon {here:.4g} "
+            f"at delta {plan.delta:.3g}; {plan.epsilon:.4g} is allowed.",
+            remedy="Nothing, if all its rounds were trained; rounds that were redone have "
+            "spent the rest. A new study is needed.",
+        )
+    delta = limits.delta or delta_of({**known, "": cohort})
+    overall = worst_epsilon(parts_of(before), theirs, this, delta)
+    if limits.max_epsilon is not None and overall > limits.max_epsilon:
+        raise BudgetError(
+            f"With this training all studies would cost a patient epsilon {overall:.4g} at "
+            f"delta {delta:.3g}; limits.max_epsilon is {limits.max_epsilon:.4g}.",
+            remedy="rarefed-client ledger shows what was spent; raise limits.max_epsilon in "
+            "site.toml only if the hospital agrees.",
+        )
+    return overall
+
+
+def delta_of(cohorts: Mapping[str, frozenset[str]]) -> float:
+    """Return the delta of a hospital that has set none, from all patients ever entered."""
+    return default_delta(max(2, len(frozenset[str]().union(*cohorts.values()))))

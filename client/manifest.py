@@ -6,7 +6,7 @@ columns and prints labels, but never a patient, a group or a path.
 
 import hmac
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,8 +28,8 @@ _BEYOND = "(beyond the header)"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One image of the manifest, or one volume."""
+class Row(Details):
+    """One image of the manifest, or one volume, with what optional columns say of it."""
 
     line: int
     """Line in the file, from 1; the header is the first."""
@@ -45,22 +45,6 @@ class Row:
     """The lesion mask, absolute."""
     fixed_split: str | None = None
     """The split that the hospital insists on."""
-    laterality: str = ""
-    """L, R or unknown."""
-    date: str = ""
-    """Of the study, as ISO 8601 has it."""
-    scanner: str = ""
-    """At most 64 characters."""
-    box: tuple[int, int, int, int] | None = None
-    """Where the lesion is: x, y, width and height, in pixels from the upper left corner."""
-    age: str = ""
-    """A band of ten years, such as 40-49."""
-    sex: str = ""
-    """M, F, O or unknown."""
-    slices: tuple[int, ...] = ()
-    """Slices or frames of a volume, counted from 1, where the study asks for those listed."""
-    site: str = ""
-    """Where the image was made, at most 64 characters."""
 
 
 class Manifest(NamedTuple):
@@ -276,7 +260,7 @@ def _row(line: Line, context: _Context, path: Path, mask: Path | None, details: 
         unit=keyed_hash(context.key, group or patient),
         mask=mask,
         fixed_split=cells.get("split") or None,
-        **details._asdict(),
+        **asdict(details),
     )
 
 

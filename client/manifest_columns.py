@@ -3,8 +3,9 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 
 REQUIRED = ("path", "label", "patient_id")
 OPTIONAL = (
@@ -23,17 +24,26 @@ _LIKE = 0.8  # of the letters: "lable" is like "label", "image" is not like "age
 _OLDEST = 149
 
 
-class Details(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
     """What optional columns say of an image, beside labels, patients and splits."""
 
     laterality: str = ""
+    """L, R or unknown."""
     date: str = ""
+    """Of the study, as ISO 8601 has it."""
     scanner: str = ""
+    """At most 64 characters."""
     box: tuple[int, int, int, int] | None = None
+    """Where the lesion is: x, y, width and height, in pixels from the upper left corner."""
     age: str = ""
+    """A band of ten years, such as 40-49."""
     sex: str = ""
+    """M, F, O or unknown."""
     slices: tuple[int, ...] = ()
+    """Slices or frames of a volume, counted from 1, where the study asks for those listed."""
     site: str = ""
+    """Where the image was made, at most 64 characters."""
 
 
 def column_faults(columns: Sequence[str], *, label: str, required: Sequence[str]) -> list[str]:

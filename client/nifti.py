@@ -18,12 +18,9 @@ from nibabel.volumeutils import apply_read_scaling, array_from_file
 from numpy.typing import NDArray
 
 from client.pictures import Facts, Reading, Stack
-from client.pixels import check_voxels
+from client.pixels import MAX_BYTES, check_voxels
 from client.volumes import change_of, chosen, part_names
 from common.errors import ImageError
-
-MAX_BYTES = 2**30
-"""A file whose header claims more is refused; a compressed one is held twice while it is read."""
 
 _MAX_RATIO = 1032  # of what deflate gives to what it takes, at most (zlib's technical details)
 _HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
@@ -140,7 +137,7 @@ def _check_bytes(
     if dtype.kind not in "iuf" or dtype.itemsize > 8:  # noqa: PLR2004 - bytes of a double
         raise ImageError("its voxels are no plain numbers", remedy="Convert it to int16 or float.")
     needed = header.get_data_offset() + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if needed > MAX_BYTES:
+    if needed > MAX_BYTES:  # a compressed one is held twice while it is read
         raise ImageError(
             f"it claims {needed:,} bytes, more than {MAX_BYTES:,}",
             remedy="Convert it to 16 bits a voxel, or export it in parts.",

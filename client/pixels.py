@@ -16,6 +16,8 @@ MAX_PIXELS = 64_000_000
 """An image with more is refused from its header, before a byte of it is decoded."""
 MAX_VOXELS = 2**28
 """A source whose images have more pixels together is refused likewise: 1 GiB of float32."""
+MAX_BYTES = 2**30
+"""Bytes that a file read as a whole may have, or unfold to by what its header claims."""
 
 
 def check_size(rows: int, columns: int) -> None:

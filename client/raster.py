@@ -4,6 +4,7 @@ Shapes: N pages, H rows, W columns. Intensities are in [0, 1] over the full rang
 depth, 0 the darkest. Colour profiles (ICC) are ignored, and transparency is dropped.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from client.pictures import Facts, Reading, Stack
-from client.pixels import Pixels, check_size, check_voxels
+from client.pixels import MAX_BYTES, Pixels, check_size, check_voxels
 from client.volumes import chosen, part_names
 from common.errors import ImageError
 
@@ -56,8 +57,8 @@ def read_raster(
         ``narrow_range`` means that they use less than a sixteenth of their bit depth.
 
     Raises:
-        ImageError: The file is damaged, has too many pixels or pages, pages of several sizes,
-            several frames that are no pages, or values of no known range.
+        ImageError: The file is damaged, has too many bytes, pixels or pages, pages of several
+            sizes, several frames that are no pages, or values of no known range.
     """
     with _opened(path, kind) as image:
         places = _pages(image)
@@ -102,13 +103,25 @@ def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
     try:
         # Not by its path: Pillow 13 would map an uncompressed TIFF, and misread one on its side.
         # Whole in memory: of a file, Pillow would ask for as much as a damaged chunk claims to be.
-        with BytesIO(path.read_bytes()) as file, Image.open(file, formats=(kind,)) as image:
+        with BytesIO(_content(path)) as file, Image.open(file, formats=(kind,)) as image:
             yield image
     except Image.DecompressionBombError as error:
         raise ImageError(
             "its header claims more pixels than an image may have",
             remedy="Export it at a lower resolution.",
         ) from error
+
+
+def _content(path: Path) -> bytes:
+    """Return a file's bytes; how many there are is asked of the file that is then read."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ImageError(
+                f"it has {size:,} bytes, more than {MAX_BYTES:,}",
+                remedy="Export it compressed, or in parts.",
+            )
+        return file.read(size)
 
 
 def _pages(image: Image.Image) -> list[int]:

@@ -4,7 +4,6 @@ import hashlib
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from flwr.app import RecordDict
 
@@ -14,6 +13,7 @@ from client.dataset import batches
 from client.evaluate import evaluate
 from client.ledger import Ledger
 from client.ledger_entries import Entered
+from client.order_arrays import changes_of, load_order
 from client.prepared import Prepared, prepare
 from client.site_log import open_log
 from client.suppression import Key, suppress
@@ -22,7 +22,6 @@ from common import metrics
 from common.arrays import Array
 from common.errors import DataError, OrderError, PrivacyError, RarefedError, StudyMismatchError
 from common.held_out import HELD_OUT, OF_PATIENTS
-from common.layout import STATISTICS
 from common.messages import (
     Declaration,
     Order,
@@ -33,8 +32,7 @@ from common.messages import (
 )
 from common.seeds import stream
 from common.study import Study
-from common.update_norm import factor_within
-from common.weights import put, take
+from common.weights import take
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Site:
                 torch.set_num_threads(self.config.threads)
             prepared = self.prepare(order.study)
             if order.kind != "check":
-                _load(prepared, order)
+                load_order(prepared, order)
             if order.kind == "train":
                 entered = self._enter(prepared, order.round, sealed)
             return self._let_out(self._follow(prepared, order, digest), prepared, order, entered)
@@ -135,7 +133,7 @@ class Site:
         weights: dict[str, float] = {}
         if order.kind == "train":
             done = self._train(prepared, order.round)
-            groups, weights = _changes(prepared, order)
+            groups, weights = changes_of(prepared, order)
         trained = time.perf_counter()
         return Reply(
             site=self.config.name,
@@ -250,56 +248,6 @@ def _trained(prepared: Prepared, seed: int, device: torch.device) -> Trained:
         features=prepared.features,
         generator=torch.Generator().manual_seed(stream(seed, "augmentation")),
     )
-
-
-def _load(prepared: Prepared, order: Order) -> None:
-    """Put the order's arrays into the model, and beneath them the base and what is local.
-
-    Raises:
-        OrderError: The base is missing or not the one that was announced, groups are not those
-            of this site's tasks, or an array does not fit.
-    """
-    expected = prepared.layout.groups_of(prepared.tasks)
-    if set(order.groups) != set(expected):
-        raise OrderError(
-            f"The order has the groups {sorted(order.groups)}, not {sorted(expected)}."
-        )
-    try:
-        if order.base is not None:
-            prepared.store.save_base(order.base, order.base_digest)
-        arrays = prepared.store.load_local(order.round)
-        untrained = bool(prepared.layout.local) and not arrays  # a first round, perhaps redone
-        if prepared.base != order.base_digest or untrained:
-            put(prepared.model, prepared.store.load_base(order.base_digest))
-            if prepared.features is not None:
-                prepared.features.forget()
-            prepared.base = order.base_digest
-        put(prepared.model, arrays)
-        for group, found in order.groups.items():
-            if set(found) != set(prepared.layout.groups[group]):
-                raise OrderError(f"The order's group {group} has other arrays than the network.")
-            put(prepared.model, found)
-    except ValueError as error:
-        prepared.base = ""
-        raise OrderError(f"The order's arrays do not fit the network: {error}") from error
-
-
-def _changes(
-    prepared: Prepared, order: Order
-) -> tuple[dict[str, dict[str, Array]], dict[str, float]]:
-    """Return local minus global by group, in the study's type of number, and what each weighs."""
-    declared, federation = prepared.declare(), prepared.study.federation
-    state = prepared.model.state_dict()
-    groups: dict[str, dict[str, Array]] = {
-        group: {name: state[name].cpu().numpy() - old for name, old in current.items()}
-        for group, current in order.groups.items()
-    }
-    factor = np.float32(factor_within(groups, federation.update_norm))
-    dtype = np.dtype(federation.update_dtype)
-    for group, arrays in groups.items():
-        by = np.float32(1.0) if group == STATISTICS else factor
-        groups[group] = {n: (change * by).astype(dtype, copy=False) for n, change in arrays.items()}
-    return groups, {group: declared.weight(group, federation.weighting) for group in groups}
 
 
 def _device(name: str) -> torch.device:

@@ -59,7 +59,7 @@ def squeezenet1_1(*, pretrained: bool = False, **_: object) -> SqueezeNet:
         RuntimeError: Pretrained weights are asked for.
     """
     if pretrained:
-        raise RuntimeError("torchvision publishes its weights as a pickle, which is never read")
+        raise RuntimeError("torchvision publishes a checkpoint of torch, which is never read")
     return SqueezeNet()
 
 

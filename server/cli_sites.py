@@ -22,6 +22,10 @@ Folder = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Site = Annotated[str, typer.Argument(help="The site's name, for example st-mary.")]
+StudyId = Annotated[
+    str,
+    typer.Argument(help="The study's id, or an unmistakable beginning of it: retina-1a2b3c4d."),
+]
 
 out_console = Console()
 

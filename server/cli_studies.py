@@ -12,17 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from common.command_line import err
-from server.cli_sites import DEFAULT_FOLDER, Folder, Json
+from server.cli_audit import audit_faults, heads, say_faults
+from server.cli_sites import DEFAULT_FOLDER, Folder, Json, StudyId
 
 if TYPE_CHECKING:
     from common.study import Study
     from server.config import ServerConfig
     from server.studies import StudyFolder
 
-StudyId = Annotated[
-    str,
-    typer.Argument(help="The study's id, or an unmistakable beginning of it: retina-1a2b3c4d."),
-]
 NoFollow = Annotated[
     bool, typer.Option("--no-follow", help="Return at once; the study runs in the daemon.")
 ]
@@ -32,7 +29,7 @@ out_console = Console()
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this file to the coordinator's command line."""
+    """Add the commands about the daemon and its studies to the coordinator's command line."""
     program = "Example: rarefed-server"
     app.command(epilog=f"{program} start --folder /var/lib/rarefed/coordinator")(start)
     app.command(epilog=f"{program} run study.toml")(run)
@@ -148,7 +145,7 @@ def status(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
             study_id: {
                 **asdict(study.progress()),
                 "wanted": study.control().wanted,
-                "audit_faults": _audit_faults(study),
+                "audit_faults": audit_faults(study),
             }
             for study_id, study in studies.items()
         },
@@ -157,23 +154,6 @@ def status(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
         typer.echo(json.dumps(found))
         return
     _print_status(found)
-
-
-def heads(study: StudyId, folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
-    """Print where each site's audit log stood when it last answered in a study.
-
-    With the hash a hospital can check its log: rarefed-client audit verify SITE --head HASH.
-    """
-    from server.studies import StudyFolder
-
-    found = StudyFolder.find(_load(folder), study)
-    logs = _audit_logs(found)
-    if as_json:
-        typer.echo(json.dumps({"study": found.study_id, **logs}))
-        return
-    for site, head in logs["audit_heads"].items():
-        _say(f"{site}: {head['head']} {head['entries']} (round {head['round']})")
-    _say_faults(found.study_id, logs["audit_faults"])
 
 
 def export(
@@ -257,38 +237,6 @@ def _sites(config: "ServerConfig") -> dict[str, list[str]] | None:
     return {"enrolled": sorted(node.name for node in nodes), "online": online}
 
 
-def _audit_logs(study: "StudyFolder") -> dict[str, Any]:
-    """Return the last head of each site's audit log, and which did not follow from the others."""
-    from server.history import load
-
-    records = load(study.path)
-    last = {s: {**h, "round": r.round} for r in records for s, h in r.audit_heads.items()}
-    faults = [
-        {"round": record.round, "site": site, "why": why}
-        for record in records
-        for site, why in sorted(record.audit_faults.items())
-    ]
-    return {"audit_heads": dict(sorted(last.items())), "audit_faults": faults}
-
-
-def _audit_faults(study: "StudyFolder") -> list[dict[str, Any]] | None:
-    """Return the faults; None where the history is damaged, which must not hide the rest."""
-    from common.errors import OutputError
-
-    try:
-        faults: list[dict[str, Any]] = _audit_logs(study)["audit_faults"]
-    except OutputError:
-        return None
-    return faults
-
-
-def _say_faults(study_id: str, faults: list[dict[str, Any]] | None) -> None:
-    if faults is None:
-        _say(f"{study_id}: its history cannot be read; rarefed-server heads tells why.")
-    for fault in faults or ():
-        _say(f"{study_id}, round {fault['round']}: {fault['site']}: {fault['why']}.")
-
-
 def _print_status(found: dict[str, Any]) -> None:
     _say("The coordinator is running." if found["running"] else "The coordinator is not running.")
     processes = Table("process", "pid", "since (UTC)", "restarts", "last exit")
@@ -308,7 +256,7 @@ def _print_status(found: dict[str, Any]) -> None:
     if found["studies"]:
         out_console.print(studies)
     for study_id, study in found["studies"].items():
-        _say_faults(study_id, study["audit_faults"])
+        say_faults(study_id, study["audit_faults"])
 
 
 def _say(line: str) -> None:

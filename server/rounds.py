@@ -104,19 +104,14 @@ def run_study(
 
         members, here = gather(door, members, record)
         asked = here if last else sample(study, here, number)
-        heads = history.last_heads(outcome.records)
-        orders = {
-            m.name: (m, make_order(study, layout, current, m, number, base, heads.get(m.name)))
-            for m in asked
-        }
+        orders = make_orders(study, layout, current, asked, number, base, outcome.records)
         if not last:
             begin(combiners, current, study, number, asked)
         record.tasks = history.task_figures(study, hear(door, orders, combiners, record, noise))
         path = settle(folder, study, record, combiners, base, members, began, noise) or path
         outcome.records.append(record)
         watch(record)
-        if len(record.answered) < study.federation.quorum:
-            raise _quorum_error(study, record)
+        _check_quorum(study, record)
     outcome.members = members
     return outcome
 
@@ -178,6 +173,23 @@ def sample(study: Study, members: Sequence[Member], number: int) -> list[Member]
         return list(members)
     chosen = Random(stream(study.seed, "sites", number)).sample(list(members), count)
     return sorted(chosen, key=lambda member: member.name)
+
+
+def make_orders(
+    study: Study,
+    layout: Layout,
+    current: Mapping[str, Arrays],
+    asked: Sequence[Member],
+    number: int,
+    base: Base,
+    before: Sequence[RoundRecord],
+) -> dict[str, tuple[Member, Order]]:
+    """Write the orders of a round, by site; each countersigns the last head of its site's log."""
+    heads = history.last_heads(before)
+    return {
+        m.name: (m, make_order(study, layout, current, m, number, base, heads.get(m.name)))
+        for m in asked
+    }
 
 
 def make_order(
@@ -275,10 +287,12 @@ def finish(combiners: Mapping[str, Combiner], base: Base) -> dict[str, Array]:
     return arrays
 
 
-def _quorum_error(study: Study, record: RoundRecord) -> QuorumError:
+def _check_quorum(study: Study, record: RoundRecord) -> None:
+    if len(record.answered) >= study.federation.quorum:
+        return
     refused = "".join(f"\n  - {site}: {why}" for site, why in sorted(record.refused.items()))
     silent = f" Silent: {', '.join(record.silent)}." if record.silent else ""
-    return QuorumError(
+    raise QuorumError(
         f"Round {record.round}: {len(record.answered)} usable replies, but the quorum is "
         f"{study.federation.quorum}.{silent}{refused}",
         remedy="The model of the round before is kept. See what the sites' own logs say.",

@@ -112,10 +112,7 @@ def play(
 
     sites: list[Site] = []
     if engine == "inline":
-        sites = [_site(config, ledgers) for config in configs]
-        torch.set_num_threads(threads or os.cpu_count() or 1)
-        for site in sites:
-            site.prepare(study)
+        sites = _warm_sites(study, configs, threads or os.cpu_count() or 1, ledgers)
         by_number = dict(enumerate(sites))
         began = time.perf_counter()
         outcome = serve(LocalGrid(_client_app(by_number.__getitem__), len(sites)))
@@ -129,6 +126,17 @@ def play(
         time.perf_counter() - began,
         sites,
     )
+
+
+def _warm_sites(
+    study: Study, configs: Sequence[SiteConfig], threads: int, ledgers: Path | None
+) -> list[Site]:
+    """Return the sites of this process, their data read."""
+    sites = [_site(config, ledgers) for config in configs]
+    torch.set_num_threads(threads)
+    for site in sites:
+        site.prepare(study)
+    return sites
 
 
 def _play_on_ray(

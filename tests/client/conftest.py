@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from numpy.typing import NDArray
 from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from client.approvals import approve
 from client.config import SiteConfig
@@ -196,6 +200,45 @@ def make_images() -> Callable[..., Images]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_dicom() -> Callable[..., Path]:
+    """Return what writes a plain DICOM of 12 bits; elements are added, or taken out where None."""
+
+    def write(
+        path: Path,
+        stored: NDArray[np.generic],
+        *,
+        syntax: UID = ExplicitVRLittleEndian,
+        **elements: object,
+    ) -> Path:
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
+        dataset.SOPClassUID = SecondaryCaptureImageStorage
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+        dataset.Modality = "OT"
+        dataset.Rows, dataset.Columns = stored.shape[:2]
+        dataset.SamplesPerPixel = stored.shape[2] if stored.ndim == 3 else 1
+        dataset.PhotometricInterpretation = "MONOCHROME2"
+        dataset.BitsAllocated = stored.dtype.itemsize * 8
+        dataset.BitsStored = 12 if stored.dtype.itemsize == 2 else 8
+        dataset.HighBit = dataset.BitsStored - 1
+        dataset.PixelRepresentation = int(np.issubdtype(stored.dtype, np.signedinteger))
+        ordered = stored if syntax.is_little_endian else stored.byteswap()
+        dataset.add_new("PixelData", "OW", ordered.tobytes())
+        for name, value in elements.items():
+            if value is None:
+                delattr(dataset, name)
+            else:
+                setattr(dataset, name, value)
+        dataset.save_as(path, enforce_file_format=True)
+        return path
+
+    return write
 
 
 @pytest.fixture

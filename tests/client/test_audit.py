@@ -2,15 +2,17 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from client.audit import FREE_LINES, Audit, Decision, decision_on, describe_reply, verify
+from client.audit import FREE_LINES, Audit, Decision, decision_on, describe_reply
+from client.audit_check import verify
 from common.arrays import Array, digest
-from common.chained_log import ChainedLog
+from common.chained_log import ChainedLog, Head
 from common.errors import ChainError
 from common.messages import Reply
 
@@ -52,6 +54,18 @@ def test_nothing_left_out_needs_no_line(tmp_path: Path) -> None:
     audit.settle(now=True)
     audit.settle(now=True)
     assert len(entries(tmp_path)) == 1
+
+
+def test_a_dispute_is_one_line_however_many_threads_note_it(tmp_path: Path) -> None:
+    """Each head that the log does not have is noted once."""
+    audit, heads = Audit(tmp_path), [Head(9, "ab" * 32), Head(8, "cd" * 32)]
+    with ThreadPoolExecutor(8) as threads:
+        for head in heads * 40:
+            threads.submit(audit.note_dispute, head, round=head.entries)
+    assert sorted((e["event"], e["round"]) for e in entries(tmp_path)) == [
+        ("disputed", 8),
+        ("disputed", 9),
+    ]
 
 
 def test_a_damaged_log_takes_no_more(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import ConfigRecord, RecordDict
 
-from client.audit import Audit, Verified, verify
+from client.audit import Audit
+from client.audit_check import Verified, verify
 from client.config import SiteConfig
 from client.countersigned import proof_of
 from client.vault import Vault

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 
-from client.audit import verify
+from client.audit_check import verify
 from client.config import SiteConfig
 from client.vault import Vault
 from common.bodies import read_body, write_body

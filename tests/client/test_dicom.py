@@ -1,6 +1,8 @@
 """Laws of reading DICOM files; pydicom and arithmetic by hand are the reference."""
 
 import contextlib
+import tracemalloc
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
+from pydicom import dcmread
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.uid import (
@@ -22,8 +23,6 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
-    SecondaryCaptureImageStorage,
-    generate_uid,
 )
 
 from client.dicom import read_dicom
@@ -33,41 +32,9 @@ from common.errors import ImageError, SetAsideError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom.*")
 
+WriteDicom = Callable[..., Path]
+
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 40
-
-
-def write_dicom(
-    path: Path,
-    stored: NDArray[np.generic],
-    *,
-    syntax: UID = ExplicitVRLittleEndian,
-    **elements: object,
-) -> Path:
-    """Write a plain DICOM of 12 bits; ``elements`` are added, or taken out where None."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
-    dataset.SOPClassUID = SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-    dataset.Modality = "OT"
-    dataset.Rows, dataset.Columns = stored.shape[:2]
-    dataset.SamplesPerPixel = stored.shape[2] if stored.ndim == 3 else 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated = stored.dtype.itemsize * 8
-    dataset.BitsStored = 12 if stored.dtype.itemsize == 2 else 8
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(np.issubdtype(stored.dtype, np.signedinteger))
-    ordered = stored if syntax.is_little_endian else stored.byteswap()
-    dataset.add_new("PixelData", "OW", ordered.tobytes())
-    for name, value in elements.items():
-        if value is None:
-            delattr(dataset, name)
-        else:
-            setattr(dataset, name, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def read(path: Path, modality: str = "other", slices: str = "one") -> tuple[Stack, Facts]:
@@ -239,13 +206,15 @@ def test_an_extended_jpeg_with_a_wrong_scan_header_is_decoded(shared: Path) -> N
 @pytest.mark.parametrize(
     "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
 )
-def test_the_syntax_of_the_header_changes_nothing(tmp_path: Path, syntax: UID) -> None:
+def test_the_syntax_of_the_header_changes_nothing(
+    tmp_path: Path, syntax: UID, write_dicom: WriteDicom
+) -> None:
     """Implicit, big endian and deflated files give the values of an explicit little endian one."""
     file = write_dicom(tmp_path / "a", RAMP, syntax=syntax)
     np.testing.assert_array_equal(shown(file), shown(write_dicom(tmp_path / "b", RAMP)))
 
 
-def test_a_file_without_meta_information_is_read(tmp_path: Path) -> None:
+def test_a_file_without_meta_information_is_read(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """Without preamble and file meta, implicit, explicit and big endian data sets are read."""
     for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
         whole = dcmread(write_dicom(tmp_path / "a", RAMP, syntax=syntax))
@@ -255,7 +224,9 @@ def test_a_file_without_meta_information_is_read(tmp_path: Path) -> None:
         np.testing.assert_allclose(shown(tmp_path / "b"), RAMP / 4095, atol=1e-6)
 
 
-def test_hounsfield_units_are_stored_values_rescaled(tmp_path: Path) -> None:
+def test_hounsfield_units_are_stored_values_rescaled(
+    tmp_path: Path, write_dicom: WriteDicom
+) -> None:
     """A CT value is stored * slope + intercept, whatever its photometric interpretation says."""
     for name in ("MONOCHROME1", "MONOCHROME2"):
         file = write_dicom(
@@ -272,7 +243,9 @@ def test_hounsfield_units_are_stored_values_rescaled(tmp_path: Path) -> None:
         assert (facts.low, facts.high) == (-1024, 63 * 80 - 1024)
 
 
-def test_modalities_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+def test_modalities_are_not_mistaken_for_each_other(
+    tmp_path: Path, write_dicom: WriteDicom
+) -> None:
     """MR and PET are refused in a task of CT, CT in one of MR; a capture (OT) in none."""
     for own, task in (("MR", "CT"), ("PT", "CT"), ("CT", "MR")):
         file = write_dicom(tmp_path / own, RAMP, Modality=own)
@@ -282,7 +255,9 @@ def test_modalities_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["MONOCHROME1", "MONOCHROME2"])
-def test_the_signal_of_mr_is_rescaled_and_not_turned_over(tmp_path: Path, name: str) -> None:
+def test_the_signal_of_mr_is_rescaled_and_not_turned_over(
+    tmp_path: Path, name: str, write_dicom: WriteDicom
+) -> None:
     """MR keeps its sign and scale; that the least value is the brightest is said beside it."""
     elements = {"RescaleSlope": "2.5", "RescaleIntercept": "-7", "PhotometricInterpretation": name}
     stack, _ = read(write_dicom(tmp_path / "a", RAMP, Modality="MR", **elements), "MR")
@@ -290,7 +265,7 @@ def test_the_signal_of_mr_is_rescaled_and_not_turned_over(tmp_path: Path, name: 
     assert (stack.unit, stack.inverted) == ("signal", name == "MONOCHROME1")
 
 
-def test_signed_pixels_keep_their_sign(tmp_path: Path) -> None:
+def test_signed_pixels_keep_their_sign(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """Two's complement of 12 bits is read as such, also where the unused bits are 0."""
     stored = np.array([[-2048, -1], [0, 2047]], dtype=np.int16)
     plain = write_dicom(tmp_path / "a", stored)
@@ -299,7 +274,7 @@ def test_signed_pixels_keep_their_sign(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(file, "MR")[0].values[0], stored)
 
 
-def test_overlays_in_unused_bits_are_cleared(tmp_path: Path) -> None:
+def test_overlays_in_unused_bits_are_cleared(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """Bits above or below the stored ones, where overlays once were, do not count."""
     above = write_dicom(tmp_path / "a", RAMP | np.uint16(0xF000))
     np.testing.assert_array_equal(read(above, "MR")[0].values[0], RAMP)
@@ -308,7 +283,7 @@ def test_overlays_in_unused_bits_are_cleared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Float", "DoubleFloat"])
-def test_pixels_may_be_floats(tmp_path: Path, kind: str) -> None:
+def test_pixels_may_be_floats(tmp_path: Path, kind: str, write_dicom: WriteDicom) -> None:
     """Floats of 32 and 64 bits are read as they are; without a window, their own range is shown."""
     values = np.linspace(-0.5, 2.5, 64, dtype="f4" if kind == "Float" else "f8").reshape(8, 8)
     dataset = dcmread(write_dicom(tmp_path / "a", RAMP))
@@ -332,7 +307,7 @@ def test_pixels_may_be_floats(tmp_path: Path, kind: str) -> None:
         read(tmp_path / "c", "MR")
 
 
-def test_colour_keeps_its_channels(tmp_path: Path) -> None:
+def test_colour_keeps_its_channels(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """RGB by pixel or by plane is divided by 255; YBR_FULL becomes the RGB that it was made of."""
     rgb = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     by_pixel = {"PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
@@ -349,7 +324,7 @@ def test_colour_keeps_its_channels(tmp_path: Path) -> None:
     np.testing.assert_allclose(shown(file), rgb / 255, atol=2.5 / 255)
 
 
-def test_a_colour_image_is_shown_in_every_task(tmp_path: Path) -> None:
+def test_a_colour_image_is_shown_in_every_task(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """A colour capture has neither Hounsfield units nor a signal, whatever the task is."""
     rgb = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     elements = {"PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
@@ -387,13 +362,15 @@ def test_a_file_cut_anywhere_is_refused(shared: Path, tmp_path: Path, name: str)
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localizer"),
     ],
 )
-def test_odd_headers_are_refused(tmp_path: Path, elements: dict[str, object], reason: str) -> None:
+def test_odd_headers_are_refused(
+    tmp_path: Path, elements: dict[str, object], reason: str, write_dicom: WriteDicom
+) -> None:
     """A header that describes no image of one frame is refused with that reason."""
     with pytest.raises(ImageError, match=reason):
         read(write_dicom(tmp_path / "a", RAMP, **elements))
 
 
-def test_an_image_of_one_value_is_refused(tmp_path: Path) -> None:
+def test_an_image_of_one_value_is_refused(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """An image whose pixels are all equal shows nothing, and is refused."""
     for modality in ("MR", "other"):
         with pytest.raises(ImageError, match="same value"):
@@ -427,7 +404,7 @@ def test_compression_that_the_header_denies_is_refused(shared: Path, tmp_path: P
         read(tmp_path / "a", "CT")
 
 
-def test_a_syntax_that_nothing_decodes_is_named(tmp_path: Path) -> None:
+def test_a_syntax_that_nothing_decodes_is_named(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """A transfer syntax without a decoder is refused by its name, with a remedy."""
     video = UID("1.2.840.10008.1.2.4.102")
     file = write_dicom(tmp_path / "a", RAMP)
@@ -441,7 +418,9 @@ def test_a_syntax_that_nothing_decodes_is_named(tmp_path: Path) -> None:
     assert "uncompressed" in refusal.value.remedy
 
 
-def test_a_deflated_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deflated_bomb_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_dicom: WriteDicom
+) -> None:
     """A deflated file that unfolds to more than the bound is refused before pydicom unfolds it."""
     large = np.zeros((1500, 1500), dtype=np.uint16)
     large[0, 0] = 1
@@ -453,7 +432,9 @@ def test_a_deflated_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read(file)
 
 
-def test_large_pixels_are_read_from_the_file_frame_by_frame(tmp_path: Path) -> None:
+def test_large_pixels_are_read_from_the_file_frame_by_frame(
+    tmp_path: Path, write_dicom: WriteDicom
+) -> None:
     """Of a large uncompressed file, the frames that are wanted are the ones that are read."""
     stored = np.arange(20, dtype=np.uint16)[:, None, None] + np.zeros((20, 1024, 1024), np.uint16)
     stored[:, 0, 0] = 4095
@@ -461,7 +442,11 @@ def test_large_pixels_are_read_from_the_file_frame_by_frame(tmp_path: Path) -> N
         tmp_path / "a", stored, Rows=1024, Columns=1024, SamplesPerPixel=1, NumberOfFrames="20"
     )
     assert file.stat().st_size > 2**25
+    tracemalloc.start()
     stack, facts = read(file, "MR", "middle:2")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**25
     assert stack.parts == ("10", "11")
     assert [values[5, 5] for values in stack.values] == [9, 10]
     assert facts.slices == 20
@@ -489,7 +474,9 @@ def test_mutated_files_are_read_or_refused(
             assert np.isfinite(picture.values).all()
 
 
-def test_a_jpeg_of_eight_bits_is_read_as_pillow_does(tmp_path: Path, shared: Path) -> None:
+def test_a_jpeg_of_eight_bits_is_read_as_pillow_does(
+    tmp_path: Path, shared: Path, write_dicom: WriteDicom
+) -> None:
     """JPEG baseline in colour gives what Pillow makes of the same JPEG."""
     rgb = dcmread(shared / "dicom/vl_rgb_j2ki.dcm").pixel_array[:160, :160]
     jpeg = BytesIO()

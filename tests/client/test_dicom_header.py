@@ -1,13 +1,24 @@
 """Laws of telling DICOM from other files, and images of the patient from other objects."""
 
+import contextlib
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
 from pydicom import Dataset, dcmread, uid
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+)
 
 from client.dicom_header import check_image, header_of, looks_like_dicom, read_file
+from client.images import read_image
 from common.errors import ImageError, SetAsideError
 
 IMAGES = (
@@ -157,3 +168,91 @@ def test_a_bare_data_set_is_named_by_how_it_is_written(shared: Path, tmp_path: P
     del bare.file_meta
     bare.save_as(tmp_path / "a", implicit_vr=True, little_endian=True)
     assert header_of(tmp_path / "a").file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+
+
+def explicit(tag: int, representation: bytes, value: bytes, length: int | None = None) -> bytes:
+    """Return an element of explicit VR (PS3.5 7.1.2), of a length that may lie."""
+    claimed = len(value) if length is None else length
+    wide = representation in (b"OB", b"OW", b"SQ", b"UN")
+    form = "<HH2sxxI" if wide else "<HH2sH"
+    return struct.pack(form, tag >> 16, tag & 0xFFFF, representation, claimed) + value
+
+
+def implicit(tag: int, value: bytes, length: int) -> bytes:
+    """Return an element of implicit VR (PS3.5 7.1.3), or an item, of a length that may lie."""
+    return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, length) + value
+
+
+def meta(syntax: UID, group_length: int | None = None, more: bytes = b"") -> bytes:
+    """Return preamble and file meta information (PS3.10 7.1)."""
+    content = explicit(0x00020010, b"UI", syntax.encode() + b"\0" * (len(syntax) % 2)) + more
+    length = struct.pack("<I", len(content) if group_length is None else group_length)
+    return bytes(128) + b"DICM" + explicit(0x00020000, b"UL", length) + content
+
+
+def deflated(content: bytes) -> bytes:
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return deflate.compress(content) + deflate.flush()
+
+
+def liars(claim: int) -> dict[str, bytes]:
+    """Return files of less than 1 KB in which one length is ``claim``."""
+    plain, some, undefined = meta(ExplicitVRLittleEndian), bytes(300), 0xFFFFFFFF
+    size = b"".join(explicit(tag, b"US", b"\x08\0") for tag in (0x00280010, 0x00280011))
+    unknown, private = explicit(0x00081150, b"UN", some, claim), b"\x99" * 300
+    return {
+        "explicit": plain + explicit(0x00091001, b"OB", private, claim),
+        "wanted": plain + explicit(0x00280010, b"UN", some, claim),
+        "implicit": meta(ImplicitVRLittleEndian) + implicit(0x00080016, some, claim),
+        "bare": implicit(0x00080016, b"1.2\0", 4) + implicit(0x00080060, some, claim),
+        "characters": meta(ImplicitVRLittleEndian) + implicit(0x00080005, some, claim),
+        "sequence": plain + explicit(0x00081140, b"SQ", some, claim),
+        "item": plain
+        + explicit(0x00081140, b"SQ", implicit(0xFFFEE000, unknown, claim), undefined),
+        "open item": plain
+        + explicit(0x00081140, b"SQ", implicit(0xFFFEE000, unknown, undefined), undefined),
+        "group": meta(ExplicitVRLittleEndian, claim) + size,
+        "meta": meta(ExplicitVRLittleEndian, more=explicit(0x00020102, b"OB", some, claim)),
+        "command": plain + implicit(0x00000002, some, claim),
+        "pixels": plain + size + explicit(0x7FE00010, b"OW", some, claim),
+        "JPEG": meta(JPEGBaseline8Bit) + size + explicit(0x7FE00010, b"OB", some, claim),
+        "deflated": meta(DeflatedExplicitVRLittleEndian)
+        + deflated(size + explicit(0x7FE00010, b"OW", some, claim)),
+        "deflated group": meta(DeflatedExplicitVRLittleEndian, claim) + deflated(size),
+        "deflated meta": meta(
+            DeflatedExplicitVRLittleEndian, more=explicit(0x00020102, b"OB", some, claim)
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom.*")
+@pytest.mark.parametrize("claim", [2**31, 2**32 - 2])
+@pytest.mark.parametrize("what", liars(0))
+def test_a_claimed_length_costs_no_memory(tmp_path: Path, what: str, claim: int) -> None:
+    """Of an element that claims gigabytes, no more is asked for than the file has."""
+    file = tmp_path / "a"
+    file.write_bytes(liars(claim)[what])
+    assert file.stat().st_size < 1024
+    tracemalloc.start()
+    with contextlib.suppress(ImageError):
+        read_image(file, modality="other")
+    for elements in ((), ("Rows", "Columns")):
+        with contextlib.suppress(Exception):  # images.py names whatever pydicom raises
+            header_of(file, elements)
+    with contextlib.suppress(Exception):
+        list(read_file(file).iterall())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+@pytest.mark.parametrize("claim", [None, 2**31])
+def test_an_inflation_is_bounded_whatever_the_group_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claim: int | None
+) -> None:
+    """A deflated file that unfolds to too much is refused, also where its group length lies."""
+    monkeypatch.setattr("client.dicom_header.MAX_INFLATED", 2**20)
+    content = explicit(0x7FE00010, b"OW", bytes(2**21))
+    (tmp_path / "a").write_bytes(meta(DeflatedExplicitVRLittleEndian, claim) + deflated(content))
+    with pytest.raises(ImageError, match="unfolds to more"):
+        read_file(tmp_path / "a")

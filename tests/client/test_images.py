@@ -1,6 +1,7 @@
 """Laws of reading images; pydicom, Pillow and arithmetic by hand are the reference."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
@@ -10,45 +11,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom import dcmread
+from pydicom.uid import generate_uid
 
 from client.images import read_image, read_images, read_mask
 from client.pictures import Reading
 from common.errors import ImageError, SetAsideError
 
+WriteDicom = Callable[..., Path]
+WriteSeries = Callable[[Path, NDArray[np.uint16]], Path]
+
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 40
 
 
-def write_dicom(path: Path, stored: NDArray[np.generic], **elements: object) -> Path:
-    """Write a plain DICOM of 12 bits; ``elements`` are added, or taken out where None."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["test"])
-    dataset.SOPClassUID = SecondaryCaptureImageStorage
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-    dataset.Modality = "OT"
-    dataset.Rows, dataset.Columns = stored.shape[:2]
-    dataset.SamplesPerPixel = stored.shape[2] if stored.ndim == 3 else 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated = stored.dtype.itemsize * 8
-    dataset.BitsStored = 12 if stored.dtype.itemsize == 2 else 8
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(np.issubdtype(stored.dtype, np.signedinteger))
-    dataset.add_new("PixelData", "OW", stored.tobytes())
-    for name, value in elements.items():
-        if value is None:
-            delattr(dataset, name)
-        else:
-            setattr(dataset, name, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def test_ct_becomes_hounsfield_units_and_then_a_window(tmp_path: Path) -> None:
+def test_ct_becomes_hounsfield_units_and_then_a_window(
+    tmp_path: Path, write_dicom: WriteDicom
+) -> None:
     """A CT value is (stored * slope + intercept - centre + width / 2) / width, cut to [0, 1]."""
     file = write_dicom(
         tmp_path / "a", RAMP, Modality="CT", RescaleSlope="2", RescaleIntercept="-1024"
@@ -59,7 +37,9 @@ def test_ct_becomes_hounsfield_units_and_then_a_window(tmp_path: Path) -> None:
     np.testing.assert_allclose(pixels, by_hand, atol=1e-6)
 
 
-def test_ct_without_a_window_is_seen_as_soft_tissue(tmp_path: Path) -> None:
+def test_ct_without_a_window_is_seen_as_soft_tissue(
+    tmp_path: Path, write_dicom: WriteDicom
+) -> None:
     """No window means centre 40 and width 400: -160 HU is 0 and 240 HU is 1."""
     stored = np.array([[-160, 40], [240, 1000]], dtype=np.int16)
     file = write_dicom(
@@ -74,7 +54,7 @@ def test_ct_without_a_window_is_seen_as_soft_tissue(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(file, modality="CT"), by_hand, atol=1e-6)
 
 
-def test_mr_runs_between_its_percentiles(tmp_path: Path) -> None:
+def test_mr_runs_between_its_percentiles(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """On MR, percentile 0.5 is 0 and percentile 99.5 is 1, whatever the scanner's scale."""
     low, high = np.percentile(RAMP, (0.5, 99.5))
     by_hand = np.clip((RAMP - low) / (high - low), 0, 1)
@@ -86,7 +66,7 @@ def test_mr_runs_between_its_percentiles(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(scaled, modality="MR"), by_hand, atol=1e-6)
 
 
-def test_a_small_bright_spot_on_mr_is_kept(tmp_path: Path) -> None:
+def test_a_small_bright_spot_on_mr_is_kept(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """Where the percentiles meet, least and greatest value take their place."""
     stored = np.zeros((32, 32), dtype=np.uint16)
     stored[3, 4] = 900
@@ -96,7 +76,9 @@ def test_a_small_bright_spot_on_mr_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("modality", ["MR", "other"])
-def test_monochrome1_is_the_inverse_of_monochrome2(tmp_path: Path, modality: str) -> None:
+def test_monochrome1_is_the_inverse_of_monochrome2(
+    tmp_path: Path, modality: str, write_dicom: WriteDicom
+) -> None:
     """The same stored values as MONOCHROME1 and MONOCHROME2 add up to 1 everywhere."""
     one, two = (
         write_dicom(tmp_path / name, RAMP, PhotometricInterpretation=name)
@@ -140,7 +122,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"")
 
 
-def test_a_huge_image_is_refused_from_its_header(tmp_path: Path) -> None:
+def test_a_huge_image_is_refused_from_its_header(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """More than 64 million pixels are refused by the header alone; the limit itself is not."""
     for height, reason in ((8001, "8001 x 8000 pixels are more"), (8000, "cannot be decoded")):
         (tmp_path / "a.png").write_bytes(png_header(8000, height))
@@ -150,7 +132,7 @@ def test_a_huge_image_is_refused_from_its_header(tmp_path: Path) -> None:
                 read_image(file, modality="other")
 
 
-def test_an_image_of_one_value_is_refused(tmp_path: Path) -> None:
+def test_an_image_of_one_value_is_refused(tmp_path: Path, write_dicom: WriteDicom) -> None:
     """An image whose pixels are all equal shows nothing, and is refused; a mask may be empty."""
     blank = np.full((8, 8), 0, dtype=np.uint8)
     Image.fromarray(blank).save(tmp_path / "a.png")
@@ -181,29 +163,32 @@ def test_a_missing_file_is_an_unreadable_image(tmp_path: Path) -> None:
 
 SERIES = generate_uid(entropy_srcs=["series"])
 CT = Reading("CT", (100.0, 1000.0), slices="all")
-
-
-def write_series(folder: Path, slices: NDArray[np.uint16]) -> Path:
-    """Write axial CT slices, 2 mm apart and from the head down, so that names run against them."""
-    folder.mkdir()
-    for number, stored in enumerate(slices):
-        dataset = dcmread(write_dicom(folder / f"{len(slices) - number}.dcm", stored))
-        dataset.SOPInstanceUID = generate_uid(entropy_srcs=[f"slice {number}"])
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.SeriesInstanceUID = SERIES
-        dataset.Modality, dataset.PatientID = "CT", "P"
-        dataset.RescaleSlope, dataset.RescaleIntercept = "1", "-1024"
-        dataset.PixelSpacing = [1, 1]
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        dataset.ImagePositionPatient = [0, 0, 2 * number]
-        dataset.save_as(folder / f"{len(slices) - number}.dcm", enforce_file_format=True)
-    return folder
-
-
 VOLUME = np.stack([RAMP[:, ::-1], RAMP, RAMP.T]) + np.arange(3, dtype=np.uint16)[:, None, None]
 
 
-def test_a_folder_is_a_volume(tmp_path: Path) -> None:
+@pytest.fixture
+def write_series(write_dicom: WriteDicom) -> WriteSeries:
+    """Return what writes axial CT slices, 2 mm apart and from the head down against their names."""
+
+    def write(folder: Path, slices: NDArray[np.uint16]) -> Path:
+        folder.mkdir()
+        for number, stored in enumerate(slices):
+            dataset = dcmread(write_dicom(folder / f"{len(slices) - number}.dcm", stored))
+            dataset.SOPInstanceUID = generate_uid(entropy_srcs=[f"slice {number}"])
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            dataset.SeriesInstanceUID = SERIES
+            dataset.Modality, dataset.PatientID = "CT", "P"
+            dataset.RescaleSlope, dataset.RescaleIntercept = "1", "-1024"
+            dataset.PixelSpacing = [1, 1]
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+            dataset.ImagePositionPatient = [0, 0, 2 * number]
+            dataset.save_as(folder / f"{len(slices) - number}.dcm", enforce_file_format=True)
+        return folder
+
+    return write
+
+
+def test_a_folder_is_a_volume(tmp_path: Path, write_series: WriteSeries) -> None:
     """The slices of a folder come from the feet up, each through the window, with its number."""
     source = read_images(write_series(tmp_path / "s", VOLUME), CT)
     assert [picture.part for picture in source.pictures] == ["1", "2", "3"]
@@ -215,7 +200,7 @@ def test_a_folder_is_a_volume(tmp_path: Path) -> None:
     np.testing.assert_array_equal(listed.pictures[0].values, source.pictures[2].values)
 
 
-def test_a_folder_is_cut_into_planes(tmp_path: Path) -> None:
+def test_a_folder_is_cut_into_planes(tmp_path: Path, write_series: WriteSeries) -> None:
     """The axial plane of a series is its middle slice; the others are as high as it is long."""
     source = read_images(write_series(tmp_path / "s", VOLUME), CT._replace(slices="planes"))
     shapes = {picture.part: picture.values.shape for picture in source.pictures}
@@ -226,7 +211,7 @@ def test_a_folder_is_cut_into_planes(tmp_path: Path) -> None:
     np.testing.assert_allclose(source.pictures[1].values[-1], low, atol=1e-6)  # feet below
 
 
-def test_slices_that_show_nothing_are_left_out(tmp_path: Path) -> None:
+def test_slices_that_show_nothing_are_left_out(tmp_path: Path, write_series: WriteSeries) -> None:
     """A slice of one value through the window is left out and noted; none left is an error."""
     slices = VOLUME.copy()
     slices[1] = 5
@@ -240,7 +225,7 @@ def test_slices_that_show_nothing_are_left_out(tmp_path: Path) -> None:
     assert refusal.value.remedy
 
 
-def test_slices_of_mr_share_one_scale(tmp_path: Path) -> None:
+def test_slices_of_mr_share_one_scale(tmp_path: Path, write_series: WriteSeries) -> None:
     """A stored value of MR is the same intensity on every slice of its volume."""
     folder = write_series(tmp_path / "s", np.stack([RAMP // 2, RAMP]))
     for path in folder.iterdir():
@@ -261,7 +246,7 @@ EDITS = st.lists(st.tuples(st.integers(0, 1000), st.binary(min_size=1, max_size=
 )
 @given(edits=EDITS, cut=st.integers(0, 300))
 def test_a_damaged_dicom_is_an_image_or_an_image_error(
-    tmp_path: Path, edits: list[tuple[int, bytes]], cut: int
+    tmp_path: Path, edits: list[tuple[int, bytes]], cut: int, write_dicom: WriteDicom
 ) -> None:
     """Mutated DICOM raises ImageError or is read."""
     content = bytearray(write_dicom(tmp_path / "a", RAMP, Modality="MR").read_bytes())

@@ -37,8 +37,8 @@ def test_a_row_is_what_its_line_says(tmp_path: Path) -> None:
     )
     first = Row(
         2, tmp_path / "images/1.png", 1, by_hand("P1"), by_hand("g1"),
-        tmp_path / "masks/1.png", "test", "R", "2024-01-31", "ACME 1", (1, 2, 3, 4), "70-79", "F",
-        (7, 3), "A",
+        tmp_path / "masks/1.png", "test", laterality="R", date="2024-01-31", scanner="ACME 1",
+        box=(1, 2, 3, 4), age="70-79", sex="F", slices=(7, 3), site="A",
     )  # fmt: skip
     assert rows == [first, Row(3, tmp_path / "images/2.png", 0, by_hand("P2"), by_hand("P2"))]
 

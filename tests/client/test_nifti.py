@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from client.images import read_image, read_images
-from client.nifti import MAX_BYTES, is_nifti, read_nifti
+from client.nifti import is_nifti, read_nifti
 from client.pictures import Reading
+from client.pixels import MAX_BYTES
 from common.errors import ImageError
 
 CT = Reading("CT", (0.0, 2000.0), slices="all")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from client.accounting import Mechanism, default_delta, epsilon
 from client.config import Limits
-from client.ledger import SLACK, Ledger
+from client.ledger import Ledger
+from client.ledger_entries import SLACK
 from client.plan import Begun, Plan, plan_of
 from common.errors import BudgetError, PrivacyError
 from common.study import Study

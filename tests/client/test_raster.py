@@ -117,6 +117,23 @@ def test_tiff_modes_mean_their_colours(tmp_path: Path, mode: str) -> None:
     np.testing.assert_allclose(read_image(tmp_path / "a.tif", modality="other"), shown, atol=1e-6)
 
 
+def turned(orientation: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return a picture upright, and as it is held (EXIF 2.32, tag 0x0112)."""
+    upright = np.zeros((16, 32), dtype=np.uint8)
+    upright[:8, :8] = 255  # the bright corner is at the top left
+    held: dict[int, NDArray[np.uint8]] = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }
+    return upright, held[orientation]
+
+
 def test_sixteen_bit_png_keeps_its_depth(tmp_path: Path) -> None:
     """A grey PNG of 16 bits is its values over 65535, with no step lost."""
     values = np.array([[0, 1, 2], [256, 257, 65535]], dtype=np.uint16)
@@ -138,18 +155,7 @@ def test_png_modes_mean_their_colours(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_jpeg_is_turned_upright(tmp_path: Path, orientation: int) -> None:
     """A photo is read as it was held, for all eight orientations of EXIF."""
-    upright = np.zeros((16, 32), dtype=np.uint8)
-    upright[:8, :8] = 255  # the bright corner is at the top left
-    held = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.T,
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].T,
-        8: np.rot90(upright, -1),
-    }[orientation]
+    upright, held = turned(orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(held).save(tmp_path / "a.jpg", exif=exif, quality=95)
@@ -188,18 +194,7 @@ def test_ink_is_refused(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_page_is_turned_upright(tmp_path: Path, orientation: int) -> None:
     """The pages of a TIFF are read as they were held, for all eight orientations."""
-    upright = np.zeros((16, 32), dtype=np.uint8)
-    upright[:8, :8] = 255  # the bright corner is at the top left
-    held = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.T,
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].T,
-        8: np.rot90(upright, -1),
-    }[orientation]
+    upright, held = turned(orientation)
     for name, compression in (("a.tif", None), ("b.tif", "tiff_lzw")):
         images = [Image.fromarray(held)] * 2
         file = pages(tmp_path / name, images, tiffinfo={274: orientation}, compression=compression)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from client.images import read_image, read_images
 from client.pictures import Reading
+from client.pixels import MAX_BYTES
 from common.errors import ImageError
 
 ALL = Reading("other", None, slices="all")
@@ -51,6 +52,20 @@ def test_a_huge_picture_costs_no_memory(tmp_path: Path, size: int) -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 2**20
+
+
+def test_a_huge_file_costs_no_memory(tmp_path: Path) -> None:
+    """A file beyond the bound is refused by its size, before it is read."""
+    with (tmp_path / "a.tif").open("wb") as file:
+        file.write(b"II*\0")
+        file.truncate(MAX_BYTES + 1)  # a hole: it takes no place on the disk
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="1,073,741,825 bytes, more than") as refusal:
+        read_image(tmp_path / "a.tif", modality="other")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refusal.value.remedy
+    assert peak < 2**20
 
 
 def seeds() -> list[bytes]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from client.audit import AUDIT_FILE, verify
+from client.audit import AUDIT_FILE
+from client.audit_check import verify
 from client.config import SiteConfig
 from client.ledger import LEDGER_FILE, Ledger
 from client.site import Answer, Site

@@ -1,0 +1,61 @@
+"""The arrays of an order: into the model before a training, and the changes out of it after."""
+
+import numpy as np
+
+from client.prepared import Prepared
+from common.arrays import Array
+from common.errors import OrderError
+from common.layout import STATISTICS
+from common.messages import Order
+from common.update_norm import factor_within
+from common.weights import put
+
+
+def load_order(prepared: Prepared, order: Order) -> None:
+    """Put the order's arrays into the model, and beneath them the base and what is local.
+
+    Raises:
+        OrderError: The base is missing or not the one that was announced, groups are not those
+            of this site's tasks, or an array does not fit.
+    """
+    expected = prepared.layout.groups_of(prepared.tasks)
+    if set(order.groups) != set(expected):
+        raise OrderError(
+            f"The order has the groups {sorted(order.groups)}, not {sorted(expected)}."
+        )
+    try:
+        if order.base is not None:
+            prepared.store.save_base(order.base, order.base_digest)
+        arrays = prepared.store.load_local(order.round)
+        untrained = bool(prepared.layout.local) and not arrays  # a first round, perhaps redone
+        if prepared.base != order.base_digest or untrained:
+            put(prepared.model, prepared.store.load_base(order.base_digest))
+            if prepared.features is not None:
+                prepared.features.forget()
+            prepared.base = order.base_digest
+        put(prepared.model, arrays)
+        for group, found in order.groups.items():
+            if set(found) != set(prepared.layout.groups[group]):
+                raise OrderError(f"The order's group {group} has other arrays than the network.")
+            put(prepared.model, found)
+    except ValueError as error:
+        prepared.base = ""
+        raise OrderError(f"The order's arrays do not fit the network: {error}") from error
+
+
+def changes_of(
+    prepared: Prepared, order: Order
+) -> tuple[dict[str, dict[str, Array]], dict[str, float]]:
+    """Return local minus global by group, in the study's type of number, and what each weighs."""
+    declared, federation = prepared.declare(), prepared.study.federation
+    state = prepared.model.state_dict()
+    groups: dict[str, dict[str, Array]] = {
+        group: {name: state[name].cpu().numpy() - old for name, old in current.items()}
+        for group, current in order.groups.items()
+    }
+    factor = np.float32(factor_within(groups, federation.update_norm))
+    dtype = np.dtype(federation.update_dtype)
+    for group, arrays in groups.items():
+        by = np.float32(1.0) if group == STATISTICS else factor
+        groups[group] = {n: (change * by).astype(dtype, copy=False) for n, change in arrays.items()}
+    return groups, {group: declared.weight(group, federation.weighting) for group in groups}

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client.dataset import Images
-from client.features import BATCH, FrozenFeatures, channel_statistics
+from client.features import FrozenFeatures, batches_of, channel_statistics
 from client.patients import have_several, state_of_patients
 from client.preprocess import normalise
 from common import metrics
@@ -40,22 +41,22 @@ def logits_of(
         images: What it looks at.
         task: Whose head is asked.
         device: Where the arithmetic runs.
-        features: Where those of the images are kept; None where the backbone trains.
+        features: Where those of the images are kept; None where the whole network is run.
 
     Raises:
         DivergedError: A logit is not finite.
     """
-    model.eval()
+    network = model if features is None else features.network
+    network.eval()
     mean, std = channel_statistics(model, device)
-    with torch.inference_mode():
+
+    def inputs(indices_B: Tensor) -> Tensor:
         if features is not None:
-            parts = [model.heads[task](features.of(images)).float().cpu()]
-        else:
-            parts = [
-                model(normalise(x_BCHW.to(device), mean, std), task).float().cpu()
-                for x_BCHW in images.pixels.split(BATCH)
-                if len(x_BCHW)
-            ]
+            return features.of(images, indices_B)
+        return normalise(images.pixels[indices_B].to(device), mean, std)
+
+    with torch.inference_mode():
+        parts = [network(inputs(some), task).float().cpu() for some in batches_of(images)]
     if not parts:
         classes = model.get_parameter(f"heads.{task}.bias").numel()
         return np.zeros((0, classes), np.float32)

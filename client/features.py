@@ -1,76 +1,95 @@
-"""Features of images under a backbone that does not train: computed once, used in every round.
+"""What the frozen part of a network gives of images: computed once, used in every round.
 
-Where only heads train, the backbone gives an image the same features from the first round to the
-last. Shapes: N images of a split, B batch, D features, K classes.
+What does not train gives an image the same from the first round to the last. Shapes: N images of
+a split, n of them, C channels, S image size; ... is what the frozen part gives of an image.
 """
 
-from typing import cast
+from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from client.dataset import Images
+from client.frozen_stages import FrozenPart, frozen_part
 from client.preprocess import normalise
 from common.models import FederatedModel
 
 BATCH = 64
-"""Images that go through the backbone at once; a matter of speed alone."""
-
-
-class Heads(nn.Module):
-    """The heads alone: from the features of a backbone that does not train to logits."""
-
-    def __init__(self, heads: nn.ModuleDict) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, x_BD: Tensor, task: str) -> Tensor:
-        """Return the logits of one task's classes, shape (B, K)."""
-        return cast("Tensor", self.heads[task](x_BD))
+"""Images that go through the frozen part at once; a matter of speed alone."""
+KEPT_BYTES = 2**29
+"""Most memory that features take; those of further images are computed at each use."""
 
 
 class FrozenFeatures:
-    """The features of each split's images, kept until ``forget``.
+    """The features of each split's images, kept until ``forget``, as many as there is room for.
 
     Args:
-        model: A network whose backbone does not train.
+        part: What of the network does not train.
+        model: The network.
         device: Where the arithmetic runs.
     """
 
-    def __init__(self, model: FederatedModel, device: torch.device) -> None:
-        self._model, self._device = model, device
-        self._known: WeakKeyDictionary[Images, Tensor] = WeakKeyDictionary()
+    def __init__(self, part: FrozenPart, model: FederatedModel, device: torch.device) -> None:
+        self.part, self._device = part, device
+        self.network = part.behind
+        """From features and the name of a task to logits."""
+        self._mean, self._std = channel_statistics(model, device)
+        self._known: WeakKeyDictionary[Images, Tensor | None] = WeakKeyDictionary()
 
-    def of(self, images: Images) -> Tensor:
-        """Return the features of all images, float32, shape (N, D); no dropout in the backbone."""
+    def of(self, images: Images, indices: Tensor) -> Tensor:
+        """Return the features of some images, on the device.
+
+        Args:
+            images: All images of a split.
+            indices: Which of them, int64, shape (n,).
+
+        Returns:
+            float32, shape (n, ...).
+        """
         if images not in self._known:
-            self._known[images] = self._computed(images)
-        return self._known[images]
+            self._known[images] = self._all(images) if self._has_room(images) else None
+        known = self._known[images]
+        if known is None:
+            return self._computed(images, indices)
+        return known[indices.to(self._device)]
 
     def forget(self) -> None:
-        """Forget all features: the backbone has got other weights."""
+        """Forget all features: the frozen part has got other weights."""
         self._known.clear()
 
-    def _computed(self, images: Images) -> Tensor:
-        mean, std = channel_statistics(self._model, self._device)
-        with torch.no_grad():
-            parts = [
-                features_of(self._model, normalise(x_BCHW.to(self._device), mean, std))
-                for x_BCHW in images.pixels.split(BATCH)
-                if len(x_BCHW)
-            ]
-        width = next(iter(self._model.heads.parameters())).shape[-1]
-        return torch.cat(parts) if parts else torch.zeros(0, width, device=self._device)
+    def _has_room(self, images: Images) -> bool:
+        if not len(images):
+            return False
+        kept = sum(known.nbytes for known in self._known.values() if known is not None)
+        one = self._computed(images, torch.tensor([0]))
+        return kept + len(images) * one.nbytes <= KEPT_BYTES
+
+    def _all(self, images: Images) -> Tensor:
+        return torch.cat([self._computed(images, some) for some in batches_of(images)])
+
+    def _computed(self, images: Images, indices: Tensor) -> Tensor:
+        x_nCSS = images.pixels[indices].to(self._device)
+        return self.part(normalise(x_nCSS, self._mean, self._std))
 
 
-def frozen_features(model: FederatedModel, device: torch.device) -> FrozenFeatures | None:
-    """Return where features are kept; None where they change, as the backbone trains."""
-    changes = any(p.requires_grad for p in model.backbone.parameters()) or any(
-        isinstance(module, _BatchNorm) for module in model.backbone.modules()
-    )
-    return None if changes else FrozenFeatures(model, device)
+def frozen_features(
+    model: FederatedModel, device: torch.device, size: int
+) -> FrozenFeatures | None:
+    """Return where features are kept; None where no part of the network can be run once.
+
+    Args:
+        model: The network on ``device``.
+        device: Where the arithmetic runs.
+        size: Height and width of the images, in pixels.
+    """
+    part = frozen_part(model, size)
+    return None if part is None else FrozenFeatures(part, model, device)
+
+
+def batches_of(images: Images) -> Iterator[Tensor]:
+    """Yield the indices of all images in their order, ``BATCH`` at a time; none of no images."""
+    return (some for some in torch.arange(len(images)).split(BATCH) if len(some))
 
 
 def channel_statistics(model: FederatedModel, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -78,13 +97,3 @@ def channel_statistics(model: FederatedModel, device: torch.device) -> tuple[Ten
     mean = torch.tensor(model.mean, device=device).view(3, 1, 1)
     std = torch.tensor(model.std, device=device).view(3, 1, 1)
     return mean, std
-
-
-def features_of(model: FederatedModel, x_BCHW: Tensor) -> Tensor:
-    """Return the features of normalised images, the backbone in evaluation mode; shape (B, D)."""
-    mode = model.training
-    model.eval()
-    with torch.no_grad():
-        found = model.features(x_BCHW)
-    model.train(mode)
-    return found

@@ -54,7 +54,7 @@ class Prepared:
     behind: Mapping[Key, Behind]
     """Who stands behind each metric state."""
     features: FrozenFeatures | None = None
-    """Where the images' features are kept; None where the backbone trains."""
+    """Where the images' features are kept; None where the whole network is run each time."""
     base: str = ""
     """Digest of the base that the model holds; empty before the first order."""
 
@@ -91,7 +91,7 @@ def prepare(
         DataError: What is wrong with the data, in full; for the hospital's eyes.
         StudyError: The study's backbone cannot be built.
     """
-    model = network_of(study)
+    model = network_of(study).to(device).to(memory_format=torch.channels_last)
     dealt = deal(study, config)
     plan_for(study, config, listed_patients(dealt), begun)
     cache = cache_of(config, log)
@@ -112,11 +112,11 @@ def prepare(
     trained = [set(data.splits["train"].patients) for data in tasks.values()]
     return Prepared(
         study=study,
-        model=model.to(device).to(memory_format=torch.channels_last),
+        model=model,
         layout=layout_of(model, study),
         tasks=tasks,
         store=SiteStore(config.state, study.digest()),
-        features=frozen_features(model, device),
+        features=frozen_features(model, device, study.backbone.image_size),
         plan=plan_for(study, config, trained, begun),  # the gate may have cost it patients
         declaration=_declaration(tasks, config),
         behind=who_stands_behind(study, tasks),

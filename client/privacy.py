@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from client.dataset import Images
-from client.features import FrozenFeatures, Heads, features_of, frozen_features
+from client.features import FrozenFeatures, frozen_features
+from client.frozen_stages import frozen_part
 from client.losses import Loss, make_loss
 from client.optim import add_proximal_gradient, make_optimizer
 from client.plan import Plan
@@ -44,8 +45,8 @@ def train_privately(
 
     A step that draws nobody adds noise alone: leaving it out would tell that nobody was drawn.
     Draws, noise, dropout and augmentation take their randomness from the operating system,
-    whatever was seeded. Where only heads train, the backbone is in evaluation mode, without
-    dropout, and the features of images that are not varied are computed once.
+    whatever was seeded. What does not train is in evaluation mode, without dropout, and what it
+    gives of images that are not varied is computed once.
 
     Args:
         model: The network on ``device``; ``preflight`` has found it fit.
@@ -79,7 +80,7 @@ def train_privately(
             # For dropout and augmentation: with a seed that others know, a patient would shift
             # the others' masks and variations.
             torch.manual_seed(secrets.randbits(63))
-            features = features or frozen_features(model, device)
+            features = features or frozen_features(model, device, study.backbone.image_size)
             return _train(model, images, patients, study, plan, device, features)
     finally:
         for head in absent:
@@ -99,10 +100,11 @@ def _train(
     start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
     optimizer = make_optimizer(model, study.training)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    network = model if features is None else Heads(model.heads)
+    network = model if features is None else features.network
     inputs = training_inputs(model, images, study, device=device, features=features, generator=None)
     loss_of = make_loss(study.training)
     model.train()
+    network.train()
     seen, total = 0, 0.0
     with noise_for(optimizer, plan, device) as add_noise, PatientGradients(network) as gradients:
         for _ in range(plan.steps):
@@ -139,10 +141,8 @@ def preflight(model: FederatedModel, study: Study) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, size, size, generator=generator).to(next(model.parameters()).device)
     mode = model.training
-    if frozen_features(model, x.device) is None:
-        wrong = faults_of(model, x, task)
-    else:
-        wrong = faults_of(Heads(model.heads), features_of(model, x), task)
+    part = frozen_part(model, size)
+    wrong = faults_of(model, x, task) if part is None else faults_of(part.behind, part(x), task)
     model.train(mode)
     if wrong:
         raise PrivacyError(

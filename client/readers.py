@@ -1,15 +1,12 @@
 """Where images are read: in this process, or in one apart that a bad file may crash."""
 
-import fcntl
-import io
 import json
 import os
+import select
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -19,7 +16,8 @@ from numpy.typing import NDArray
 from client.images import read_images
 from client.looks import Look, look_at, look_from
 from client.pictures import Reading
-from client.reading_worker import READY
+from client.reading_worker import NEXT, READY
+from client.shared_picture import SharedPicture
 from common.errors import ImageError, ServiceError, SetAsideError
 
 _CRASHED = "crashed the process that read it"
@@ -29,8 +27,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024),
 }
-_PIPE_BYTES = 1 << 20
-"""What Linux lets a pipe hold without privilege (pipe(7))."""
+_STARTING = 120.0  # seconds
+_CHUNK = 1 << 16
 SECONDS = 60.0
 """How long one source may take to be read in a process apart."""
 
@@ -40,7 +38,8 @@ class Read(NamedTuple):
 
     look: Look
     pictures: Iterator[NDArray[np.float32]]
-    """In [0, 1], each of shape (H, W) or (H, W, 3); to be taken before the next source is read."""
+    """In [0, 1], each of shape (H, W) or (H, W, 3). Each is there until the next one is taken, and
+    all of them until the next source is read."""
 
 
 def read_here(path: Path, reading: Reading, listed: Sequence[int]) -> Read:
@@ -59,13 +58,13 @@ class Reader:
     One thread at a time may use it.
 
     Args:
-        seconds: How long one source may take.
+        seconds: How long one source may take, and each further picture of it.
     """
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._owed = 0  # pictures of the last source that nobody has taken yet
+        self._memory: SharedPicture | None = None
 
     def read(self, path: Path, reading: Reading, listed: Sequence[int]) -> Read:
         """Read a source.
@@ -75,82 +74,89 @@ class Reader:
             ServiceError: The process cannot be started.
         """
         request = {"path": str(path), "reading": reading._asdict(), "listed": list(listed)}
-        process = self._started()
-        began = time.monotonic()
-        timer = threading.Timer(self._seconds, process.kill)
-        timer.start()
-        try:
-            answer = _ask(process, request)
-        finally:
-            timer.cancel()
-        if answer is None:
-            self.close()
-            late = time.monotonic() - began >= self._seconds
-            raise _lost(path, f"took more than {self._seconds:g} seconds" if late else _CRASHED)
+        memory = self._started()
+        answer = json.loads(self._asked(json.dumps(request).encode() + b"\n", path))
         if "error" in answer:
             raise _refusal(answer)
-        self._owed = len(answer["shapes"])
-        return Read(look_from(answer["look"]), self._pictures(path, process, answer["shapes"]))
+        return Read(look_from(answer["look"]), self._pictures(path, memory, answer["shapes"]))
 
     def close(self) -> None:
         """End the process, if there is one."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
-        self._process, self._owed = None, 0
+        if self._memory is not None:
+            self._memory.close()
+        self._process = self._memory = None
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._owed or (self._process is not None and self._process.poll() is not None):
+    def _started(self) -> SharedPicture:
+        if self._process is not None and self._process.poll() is not None:
             self.close()
-        if self._process is None:
+        if self._process is None or self._memory is None:
+            self._memory = SharedPicture.create()
             command = [sys.executable, "-P", "-m", "client.reading_worker"]
             self._process = subprocess.Popen(  # noqa: S603 - our own
-                command,
+                [*command, str(self._memory.file)],
+                bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=os.environ | _ENVIRONMENT,
+                pass_fds=[self._memory.file],
             )
-            _widen(self._process.stdout)
-            if _pipe(self._process.stdout).readline() != READY:
+            if self._line(_STARTING) != READY:
                 self.close()
                 raise ServiceError(
                     "A process that reads images cannot be started.",
                     remedy=f"See what this says: {' '.join(command)} </dev/null",
                 )
-        return self._process
+        return self._memory
 
     def _pictures(
-        self, path: Path, process: subprocess.Popen[bytes], shapes: Sequence[Sequence[int]]
+        self, path: Path, memory: SharedPicture, shapes: Sequence[Sequence[int]]
     ) -> Iterator[NDArray[np.float32]]:
-        for shape in shapes:
-            values = np.empty(shape, np.float32)
-            if _pipe(process.stdout).readinto(values.data.cast("B")) < values.nbytes:
-                self.close()
-                raise _lost(path, _CRASHED)
-            self._owed -= 1
-            yield values
+        for number, shape in enumerate(shapes):
+            if number:
+                self._asked(NEXT, path)
+            yield memory.get(shape)
+
+    def _asked(self, request: bytes, path: Path) -> bytes:
+        """Return the line that answers a request.
+
+        Raises:
+            ImageError: The process crashed or took too long.
+        """
+        began = time.monotonic()
+        try:
+            _pipe(self._process and self._process.stdin).write(request)
+            answer = self._line(self._seconds)
+        except BrokenPipeError:
+            answer = b""
+        if not answer:
+            self.close()
+            late = time.monotonic() - began >= self._seconds
+            raise _lost(path, f"took more than {self._seconds:g} seconds" if late else _CRASHED)
+        return answer
+
+    def _line(self, seconds: float) -> bytes:
+        """Return the next line that the process says; nothing if it has ended, or is late."""
+        pipe, until = _pipe(self._process and self._process.stdout), time.monotonic() + seconds
+        ready = select.poll()
+        ready.register(pipe, select.POLLIN)
+        line = b""
+        while not line.endswith(b"\n"):
+            left = until - time.monotonic()
+            if left <= 0 or not ready.poll(1000 * left):
+                return b""
+            said = os.read(pipe.fileno(), _CHUNK)
+            if not said:
+                return b""
+            line += said
+        return line
 
 
-def _ask(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the answer to a request; None where the process has ended."""
-    try:
-        _pipe(process.stdin).write(json.dumps(request).encode() + b"\n")
-        _pipe(process.stdin).flush()
-    except BrokenPipeError:
-        return None
-    line = _pipe(process.stdout).readline()
-    return json.loads(line) if line.endswith(b"\n") else None
-
-
-def _widen(pipe: IO[bytes] | None) -> None:
-    """Have a pipe hold an image, where the system allows it: two processes then wait less."""
-    with suppress(AttributeError, OSError):  # another system than Linux, or no more room for it
-        fcntl.fcntl(_pipe(pipe).fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-
-def _pipe(pipe: IO[bytes] | None) -> io.BufferedIOBase:
-    return cast("io.BufferedIOBase", pipe)
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    return cast("IO[bytes]", pipe)
 
 
 def _lost(path: Path, what: str) -> ImageError:

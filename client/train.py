@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client.augment import augmented
 from client.dataset import Batch, Images
-from client.features import FrozenFeatures, Heads, channel_statistics, features_of
+from client.features import FrozenFeatures, channel_statistics
 from client.losses import make_loss
 from client.optim import add_proximal_gradient, make_optimizer
 from client.preprocess import normalise
@@ -50,7 +50,7 @@ def train(
         batches: Which images make each gradient step.
         study: Loss, optimizer, strategy and augmentation.
         device: Where the arithmetic runs.
-        features: Where those of the images are kept; None where the backbone trains.
+        features: Where those of the images are kept; None where the whole network is run.
         generator: Whence augmentation takes its randomness; torch's global one by default.
 
     Raises:
@@ -61,11 +61,12 @@ def train(
     loss_of, optimizer = make_loss(training), make_optimizer(model, training)
     mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
     start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
-    network = model if features is None else Heads(model.heads)
+    network = model if features is None else features.network
     inputs = training_inputs(
         model, images, study, device=device, features=features, generator=generator
     )
     model.train()
+    network.train()
     steps, seen, total = 0, 0, 0.0
     for batch in batches:
         x = inputs(batch.task, batch.indices)
@@ -101,14 +102,14 @@ def training_inputs(
     """Return what brings training images into the form that is trained on.
 
     Images of a task with augmentation are varied anew at each call, so that features of them
-    cannot be kept: those go through the frozen backbone again.
+    cannot be kept: those go through the frozen part again.
 
     Args:
         model: The network on ``device``.
         images: Training images by task.
         study: Whose tasks say how images are varied.
         device: Where the arithmetic runs.
-        features: Where those of the images are kept, if heads alone train; the result are then
+        features: Where those of the images are kept, if a part is frozen; the result are then
             features, else normalised images.
         generator: Whence augmentation takes its randomness; torch's global one by default.
     """
@@ -122,12 +123,12 @@ def training_inputs(
     def inputs(task: str, indices: NDArray[np.int64]) -> Tensor:
         chosen = torch.from_numpy(indices)
         if features is not None and task not in variations:
-            return features.of(images[task])[chosen.to(device)]
+            return features.of(images[task], chosen)
         x_BCHW = images[task].pixels[chosen].to(device)
         if task in variations:
             x_BCHW = augmented(x_BCHW, variations[task], generator)
         x_BCHW = normalise(x_BCHW, mean, std)
-        return x_BCHW if features is None else features_of(model, x_BCHW)
+        return x_BCHW if features is None else features.part(x_BCHW)
 
     return inputs
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from client.dataset import Images
-from client.evaluate import BATCH, evaluate, logits_of, state_of
-from client.features import channel_statistics
+from client.evaluate import evaluate, logits_of, state_of
+from client.features import BATCH, channel_statistics
 from client.patients import state_of_patients
 from client.preprocess import normalise
 from common import metrics

@@ -5,7 +5,7 @@ import torch
 
 from client.dataset import Images, batches
 from client.evaluate import logits_of
-from client.features import channel_statistics, features_of, frozen_features
+from client.features import FrozenFeatures, channel_statistics, frozen_features
 from client.preprocess import normalise
 from client.train import train
 from common.models import FederatedModel, build_model
@@ -37,70 +37,90 @@ def images_of(count: int = 70) -> Images:
     )
 
 
-@pytest.mark.parametrize(
-    ("train_what", "normalisation", "kept"),
-    [("head", "average", True), ("head", "frozen", True), ("all", "frozen", False),
-     ("last:1", "frozen", False), ("all", "average", False)],
-)  # fmt: skip
-def test_only_what_never_changes_is_kept(
-    train_what: str, normalisation: str, *, kept: bool
-) -> None:
-    """Features are kept where no part of the backbone trains or gathers statistics."""
-    _, model = model_of(train_what, normalisation=normalisation)
-    assert (frozen_features(model, CPU) is not None) == kept
-
-
-def test_kept_features_are_those_of_the_backbone() -> None:
-    """Logits by kept features equal the network's, in training mode before and after too."""
-    _, model = model_of()
-    images, model = images_of(), model.train()
-    features = frozen_features(model, CPU)
+def kept_of(model: FederatedModel) -> FrozenFeatures:
+    features = frozen_features(model, CPU, 32)
     assert features is not None
+    return features
+
+
+def all_of(features: FrozenFeatures, images: Images) -> torch.Tensor:
+    return features.of(images, torch.arange(len(images)))
+
+
+FROZEN = ["head", "last:1", "last:2"]
+
+
+@pytest.mark.parametrize("train_what", FROZEN)
+def test_kept_features_are_those_of_the_frozen_part(train_what: str) -> None:
+    """Logits by kept features equal the network's, in training mode before and after too."""
+    _, model = model_of(train_what)
+    images, model = images_of(), model.train()
+    features = kept_of(model)
     got = logits_of(model, images, "t", device=CPU, features=features)
-    assert torch.allclose(
-        torch.from_numpy(got),
-        torch.from_numpy(logits_of(model, images, "t", device=CPU)),
-        atol=1e-5,
-    )
-    x = normalise(images.pixels, *channel_statistics(model, CPU))
-    assert torch.allclose(features.of(images), features_of(model, x), atol=1e-5)
-    assert features.of(images) is features.of(images)
-    assert features.of(images_of(0)).shape == (0, features.of(images).shape[1])
+    expected = logits_of(model, images, "t", device=CPU)
+    assert torch.allclose(torch.from_numpy(got), torch.from_numpy(expected), atol=1e-5)
+    x = normalise(images.pixels[:], *channel_statistics(model, CPU))
+    assert torch.allclose(all_of(features, images), features.part(x), atol=1e-5)
+
+
+def test_features_are_computed_once() -> None:
+    """What was computed is not computed again: with other weights it is still the same."""
+    _, model = model_of("last:1")
+    images, features = images_of(4), kept_of(model)
+    before = all_of(features, images).clone()
+    with torch.no_grad():
+        next(model.backbone.parameters()).mul_(2)
+    assert torch.equal(all_of(features, images), before)
 
 
 def test_other_weights_give_other_features() -> None:
-    """After ``forget`` the features are those of the weights that the backbone has now."""
+    """After ``forget`` the features are those of the weights that the frozen part has now."""
     _, model = model_of()
-    images, features = images_of(4), frozen_features(model, CPU)
-    assert features is not None
-    before = features.of(images).clone()
+    images, features = images_of(4), kept_of(model)
+    before = all_of(features, images).clone()
     with torch.no_grad():
         next(model.backbone.parameters()).mul_(2)
-    assert torch.equal(features.of(images), before)
     features.forget()
-    assert not torch.allclose(features.of(images), before)
+    assert not torch.allclose(all_of(features, images), before)
 
 
-def test_training_on_features_is_the_training_of_the_heads() -> None:
-    """Heads trained on kept features are those trained through the frozen backbone."""
+def test_what_has_no_room_is_computed_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features above the bound in memory are not kept, and are the same ones."""
+    _, model = model_of("last:1")
+    first, second, features = images_of(6), images_of(5), kept_of(model)
+    some = torch.tensor([4, 1])
+    expected = [features.of(images, some) for images in (first, second)]
+    features.forget()
+    one = expected[0][:1].nbytes
+    monkeypatch.setattr("client.features.KEPT_BYTES", 6 * one)
+    found = [features.of(images, some) for images in (first, second)]
+    assert [features._known[images] is None for images in (first, second)] == [False, True]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("train_what", FROZEN)
+@pytest.mark.parametrize("normalisation", ["average", "frozen"])
+def test_training_on_features_is_the_training_of_the_network(
+    train_what: str, normalisation: str
+) -> None:
+    """What is trained on kept features is what trains with the whole network, frozen part too."""
     trained = []
     for keep in (True, False):
-        study, model = model_of()
+        study, model = model_of(train_what, normalisation=normalisation)
         images = images_of(20)
         order = batches({"t": 20}, batch_size=8, epochs=2, seed=3)
-        features = frozen_features(model, CPU) if keep else None
+        features = kept_of(model) if keep else None
         train(model, {"t": images}, order, study, device=CPU, features=features)
-        trained.append(model.heads["t"].weight.detach())
-    assert torch.allclose(*trained, atol=1e-5)
+        trained.append(model.state_dict())
+    for name, value in trained[0].items():
+        assert torch.allclose(value, trained[1][name], atol=1e-5), name
 
 
 def test_features_go_with_their_images() -> None:
     """Features of images that are gone take no memory."""
     _, model = model_of()
-    features = frozen_features(model, CPU)
-    assert features is not None
-    images = images_of(3)
-    features.of(images)
+    features, images = kept_of(model), images_of(3)
+    all_of(features, images)
     assert len(features._known) == 1
     del images
     assert len(features._known) == 0

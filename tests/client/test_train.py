@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client.augment import augmented
 from client.dataset import Batch, Images, batches
-from client.features import channel_statistics, features_of, frozen_features
+from client.features import channel_statistics, frozen_features
 from client.preprocess import normalise
 from client.train import Trained, train
 from common.arrays import digest
@@ -338,14 +338,14 @@ def test_heads_train_on_the_features_of_varied_images(
     images = {"ct": make_images(8), "mr": make_images(9, classes=3)}
     order = [Batch("ct", np.arange(8)), Batch("mr", np.arange(9))]
     model = build_model(study)
-    features, generator = frozen_features(model, CPU), torch.Generator().manual_seed(3)
+    features, generator = frozen_features(model, CPU, 32), torch.Generator().manual_seed(3)
     train(model, images, order, study, device=CPU, features=features, generator=generator)
     assert features is not None
     assert set(features._known) == {images["mr"]}
 
     start = build_model(plain)
     seen = varied_by_hand(images["ct"], study, 3)
-    x_BD = features_of(start, normalise(seen.pixels, *channel_statistics(start, CPU)))
+    x_BD = start.eval().features(normalise(seen.pixels, *channel_statistics(start, CPU)))
     head = start.heads["ct"]
     loss = torch.nn.functional.cross_entropy(head(x_BD), seen.labels)
     slope, *_ = torch.autograd.grad(loss, [head.weight])

@@ -117,10 +117,12 @@ def _compressed(dataset: Dataset, decoder: Decoder, wanted: Sequence[int]) -> De
             continue
         missing.remove(index)
         frame = _checked(codestream, dataset)
-        # PS3.5 A.4: as a file of this frame alone, since the syntax may need a repair
-        alone = encapsulate([frame], has_bot=False)
         plugin = PLUGINS.get(decoder.UID, "pylibjpeg")
-        yield index, decoder.as_array(alone, index=0, decoding_plugin=plugin, **options)
+        # PS3.5 A.4: a file of this frame alone is decoded, for another frame may be damaged, and
+        # this one mended.
+        whole = count == 1 and frame is codestream
+        source = dataset.PixelData if whole else encapsulate([frame], has_bot=False)
+        yield index, decoder.as_array(source, index=0, decoding_plugin=plugin, **options)
     if missing:
         raise ImageError(f"it holds fewer frames than the {count} of its header", remedy=_AGAIN)
 

@@ -27,6 +27,7 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024),
 }
+_WORKER = "client.reading_worker"
 _STARTING = 120.0  # seconds
 _CHUNK = 1 << 16
 SECONDS = 60.0
@@ -52,95 +53,15 @@ def read_here(path: Path, reading: Reading, listed: Sequence[int]) -> Read:
     return Read(look_at(source), (picture.values for picture in source.pictures))
 
 
-class Reader:
-    """A process apart that reads images. It starts with the first, and again after a crash.
+class _Apart(NamedTuple):
+    """A process that reads, and the memory in which it leaves pictures."""
 
-    One thread at a time may use it.
+    process: subprocess.Popen[bytes]
+    memory: SharedPicture
 
-    Args:
-        seconds: How long one source may take, and each further picture of it.
-    """
-
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self._seconds = seconds
-        self._process: subprocess.Popen[bytes] | None = None
-        self._memory: SharedPicture | None = None
-
-    def read(self, path: Path, reading: Reading, listed: Sequence[int]) -> Read:
-        """Read a source.
-
-        Raises:
-            ImageError: As ``images.read_images``, or the process crashed or took too long.
-            ServiceError: The process cannot be started.
-        """
-        request = {"path": str(path), "reading": reading._asdict(), "listed": list(listed)}
-        memory = self._started()
-        answer = json.loads(self._asked(json.dumps(request).encode() + b"\n", path))
-        if "error" in answer:
-            raise _refusal(answer)
-        return Read(look_from(answer["look"]), self._pictures(path, memory, answer["shapes"]))
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-        if self._memory is not None:
-            self._memory.close()
-        self._process = self._memory = None
-
-    def _started(self) -> SharedPicture:
-        if self._process is not None and self._process.poll() is not None:
-            self.close()
-        if self._process is None or self._memory is None:
-            self._memory = SharedPicture.create()
-            command = [sys.executable, "-P", "-m", "client.reading_worker"]
-            self._process = subprocess.Popen(  # noqa: S603 - our own
-                [*command, str(self._memory.file)],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=os.environ | _ENVIRONMENT,
-                pass_fds=[self._memory.file],
-            )
-            if self._line(_STARTING) != READY:
-                self.close()
-                raise ServiceError(
-                    "A process that reads images cannot be started.",
-                    remedy=f"See what this says: {' '.join(command)} </dev/null",
-                )
-        return self._memory
-
-    def _pictures(
-        self, path: Path, memory: SharedPicture, shapes: Sequence[Sequence[int]]
-    ) -> Iterator[NDArray[np.float32]]:
-        for number, shape in enumerate(shapes):
-            if number:
-                self._asked(NEXT, path)
-            yield memory.get(shape)
-
-    def _asked(self, request: bytes, path: Path) -> bytes:
-        """Return the line that answers a request.
-
-        Raises:
-            ImageError: The process crashed or took too long.
-        """
-        began = time.monotonic()
-        try:
-            _pipe(self._process and self._process.stdin).write(request)
-            answer = self._line(self._seconds)
-        except BrokenPipeError:
-            answer = b""
-        if not answer:
-            self.close()
-            late = time.monotonic() - began >= self._seconds
-            raise _lost(path, f"took more than {self._seconds:g} seconds" if late else _CRASHED)
-        return answer
-
-    def _line(self, seconds: float) -> bytes:
+    def says(self, seconds: float) -> bytes:
         """Return the next line that the process says; nothing if it has ended, or is late."""
-        pipe, until = _pipe(self._process and self._process.stdout), time.monotonic() + seconds
+        pipe, until = cast("IO[bytes]", self.process.stdout), time.monotonic() + seconds
         ready = select.poll()
         ready.register(pipe, select.POLLIN)
         line = b""
@@ -155,8 +76,89 @@ class Reader:
         return line
 
 
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    return cast("IO[bytes]", pipe)
+class Reader:
+    """A process apart that reads images. It starts with the first, and again after a crash.
+
+    One thread at a time may use it.
+
+    Args:
+        seconds: How long one source may take, and each further picture of it.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._apart: _Apart | None = None
+
+    def read(self, path: Path, reading: Reading, listed: Sequence[int]) -> Read:
+        """Read a source.
+
+        Raises:
+            ImageError: As ``images.read_images``, or the process crashed or took too long.
+            ServiceError: The process cannot be started.
+        """
+        request = {"path": str(path), "reading": reading._asdict(), "listed": list(listed)}
+        apart = self._started()
+        answer = json.loads(self._asked(apart, json.dumps(request).encode() + b"\n", path))
+        if "error" in answer:
+            raise _refusal(answer)
+        return Read(look_from(answer["look"]), self._pictures(apart, path, answer["shapes"]))
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._apart is not None:
+            self._apart.process.kill()
+            self._apart.process.communicate()
+            self._apart.memory.close()
+        self._apart = None
+
+    def _started(self) -> _Apart:
+        if self._apart is not None and self._apart.process.poll() is not None:
+            self.close()
+        if self._apart is None:
+            command, memory = [sys.executable, "-P", "-m", _WORKER], SharedPicture.create()
+            process = subprocess.Popen(  # noqa: S603 - our own
+                [*command, str(memory.file)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | _ENVIRONMENT,
+                pass_fds=[memory.file],
+            )
+            self._apart = _Apart(process, memory)
+            if self._apart.says(_STARTING) != READY:
+                self.close()
+                raise ServiceError(
+                    "A process that reads images cannot be started.",
+                    remedy=f"See what this says: {' '.join(command)} </dev/null",
+                )
+        return self._apart
+
+    def _pictures(
+        self, apart: _Apart, path: Path, shapes: Sequence[Sequence[int]]
+    ) -> Iterator[NDArray[np.float32]]:
+        for number, shape in enumerate(shapes):
+            if number:
+                self._asked(apart, NEXT, path)
+            yield apart.memory.get(shape)
+
+    def _asked(self, apart: _Apart, request: bytes, path: Path) -> bytes:
+        """Return the line that answers a request.
+
+        Raises:
+            ImageError: The process crashed or took too long.
+        """
+        began = time.monotonic()
+        try:
+            cast("IO[bytes]", apart.process.stdin).write(request)
+            answer = apart.says(self._seconds)
+        except BrokenPipeError:
+            answer = b""
+        if not answer:
+            self.close()
+            late = time.monotonic() - began >= self._seconds
+            raise _lost(path, f"took more than {self._seconds:g} seconds" if late else _CRASHED)
+        return answer
 
 
 def _lost(path: Path, what: str) -> ImageError:

@@ -85,6 +85,19 @@ def test_a_window_travels(shared: Path, start: Callable[..., Reader]) -> None:
         assert np.array_equal(values, read_images(file, reading).pictures[0].values)
 
 
+def test_all_pictures_of_a_source_come(tmp_path: Path, start: Callable[..., Reader]) -> None:
+    """Of a volume each picture comes in its turn, the same as in this process."""
+    file, reading = tmp_path / "pages.tif", Reading("other", None, "all")
+    pages = [Image.open(picture(tmp_path / f"{'p' * n}.png")) for n in (1, 2, 3)]
+    pages[0].save(file, save_all=True, append_images=pages[1:])
+    reader = start()
+    for _ in range(2):  # taken one by one, for each is there until the next one comes
+        found = [values.copy() for values in reader.read(file, reading, ()).pictures]
+        assert len(found) == 3
+        for values, expected in zip(found, read_here(file, reading, ()).pictures, strict=True):
+            assert np.array_equal(values, expected)
+
+
 def test_an_unreadable_file_is_refused_alike(tmp_path: Path, start: Callable[..., Reader]) -> None:
     """The error is the same as in this process, and the next file is read."""
     bad = tmp_path / "bad.png"
@@ -140,7 +153,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
         "import os, signal, sys; from pathlib import Path\n"
         "from client.readers import Reader; from client.pictures import Reading\n"
         "reader = Reader(); reader.read(Path(sys.argv[1]), Reading('fundus', None), ())\n"
-        "print(reader._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "print(reader._apart.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, file], stdout=subprocess.PIPE, text=True, check=False
@@ -161,9 +174,9 @@ def test_a_crash_spares_disk_and_parent(start: Callable[..., Reader], tmp_path: 
     """It leaves no core file, which would hold the image, and is the first to go for memory."""
     reader = start()
     list(reader.read(picture(tmp_path / "a.png"), FUNDUS, ()).pictures)
-    assert reader._process is not None
-    assert resource.prlimit(reader._process.pid, resource.RLIMIT_CORE) == (0, 0)
-    assert int(Path(f"/proc/{reader._process.pid}/oom_score_adj").read_text()) == 800
+    assert reader._apart is not None
+    assert resource.prlimit(reader._apart.process.pid, resource.RLIMIT_CORE) == (0, 0)
+    assert int(Path(f"/proc/{reader._apart.process.pid}/oom_score_adj").read_text()) == 800
 
 
 def test_the_process_needs_no_torch() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ["COLUMNS"] = "200"  # rich asks once, when a console is made, and cuts what is wider
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -54,7 +54,6 @@ def study(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Return what runs the command line: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("RAREFED_DEBUG", raising=False)
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -27,7 +27,6 @@ OTHER = "ef" * 32
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Return what runs the commands: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("RAREFED_DEBUG", raising=False)
     app = typer.Typer(pretty_exceptions_enable=False)
     cli_audit.register(app)

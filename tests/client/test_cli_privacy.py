@@ -41,7 +41,6 @@ def cost(rounds: int, delta: float = PLAN.delta) -> float:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Return what runs the command: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("RAREFED_DEBUG", raising=False)
     app = typer.Typer(pretty_exceptions_enable=False)
     app.callback()(lambda: None)

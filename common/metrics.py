@@ -1,8 +1,8 @@
 """Classification metrics as states that add: sites send sums, the coordinator computes once.
 
 Shapes: N images, K classes, C ranked classes (the positive one alone, else all K, each against
-the rest). Counts are exact. AUROC and average precision come from histograms of the log-odds:
-float32 probabilities of a confident network coincide by the thousand, log-odds do not.
+the rest), T temperatures. Counts are exact. AUROC and average precision come from histograms of
+the log-odds (``common/ranking.py``).
 
 A site with fewer images than bins sends nearly the list of its scores, each with its label. One
 that does not want this merges neighbouring bins (``client/suppression.py``): it says of each image
@@ -20,18 +20,17 @@ from numpy.typing import NDArray
 from common import metrics_faults as faults_of
 from common.errors import ReplyError
 from common.metrics_faults import LOGIT_MAX, Arrays
+from common.ranking import (
+    BINS,
+    Floats,
+    Ints,
+    histogram_of,
+    ranked_classes,
+    ranking,
+    ratio,
+)
+from common.temperature import TEMPERATURES, scaled_loss
 
-LOGIT_LIMIT = 1e4
-"""Log-odds beyond this share the outermost bins."""
-BINS = 2000
-"""Bins of equal width in arcsinh(log-odds / RESOLUTION), so each 1.5 % of its log-odds wide.
-
-Bins of equal width in the log-odds themselves would have to end somewhere: within +-30, a network
-that is sure of most images was measured to lose up to 0.08 of AUROC, and here 0.0002. Nor would
-they tell the images of a network apart that has only begun to learn.
-"""
-RESOLUTION = 0.01
-"""Log-odds below which the bins stop to narrow."""
 CALIBRATION_BINS = 15
 
 METRICS: tuple[str, ...] = (
@@ -39,9 +38,6 @@ METRICS: tuple[str, ...] = (
     "auroc", "auroc_bound", "average_precision", "brier", "calibration_error", "loss",
 )  # fmt: skip
 """Names in the order in which tables print them."""
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,8 @@ class MetricState:
     n_images: int
     loss_sum: float  # of the cross-entropy, in nats
     brier_sum: float  # of the squared errors of the probabilities
+    squares: Floats  # (2,): sums of the squares of what those two are sums of
+    scaled_loss: Floats  # (T,): the loss's sum had logits been divided by each of TEMPERATURES
     confusion: Ints  # (K, K): rows are the true classes, columns the predicted ones
     histogram: Ints  # (C, 2, BINS): counts of log-odds by the lowest bin where each may lie;
     #                  negatives, positives
@@ -68,9 +66,10 @@ def zero(n_classes: int, positive: int | None) -> MetricState:
     if n_classes <= 1 or (positive is not None and not 0 <= positive < n_classes):
         raise ValueError(f"{n_classes} classes with the positive one at {positive}")
     confusion = np.zeros((n_classes, n_classes), np.int64)
-    histogram = np.zeros((len(_ranked(n_classes, positive)), 2, BINS), np.int64)
+    histogram = np.zeros((len(ranked_classes(n_classes, positive)), 2, BINS), np.int64)
     table = np.zeros((CALIBRATION_BINS, 3))
-    return MetricState(0, 0, 0.0, 0.0, confusion, histogram, histogram.copy(), table)
+    moments = np.zeros(2), np.zeros(len(TEMPERATURES))
+    return MetricState(0, 0, 0.0, 0.0, *moments, confusion, histogram, histogram.copy(), table)
 
 
 def update(
@@ -90,18 +89,22 @@ def update(
     _check_positive(state, positive)
     logits, labels, k = logits.astype(np.float64), labels.astype(np.int64), len(state.confusion)
     _check_batch(logits, labels, k)
-    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p -= np.logaddexp.reduce(log_p, axis=1, keepdims=True)
     predicted = logits.argmax(axis=1)
     pairs = np.bincount(labels * k + predicted, minlength=k * k)
     truth = np.eye(k)[labels]
     # Brier (1950) sums over the classes; with a positive class, that one alone is customary.
-    squares = (np.exp(log_p) - truth)[:, _ranked(k, positive)] ** 2
-    binned = _histogram(logits, labels, positive)
+    squared = (np.exp(log_p) - truth)[:, ranked_classes(k, positive)] ** 2
+    losses, briers = -log_p[truth == 1], squared.sum(axis=1)
+    binned = histogram_of(logits, labels, positive)
     return replace(
         state,
         n_images=state.n_images + len(labels),
-        loss_sum=state.loss_sum - float(log_p[truth == 1].sum()),
-        brier_sum=state.brier_sum + float(squares.sum()),
+        loss_sum=state.loss_sum + float(losses.sum()),
+        brier_sum=state.brier_sum + float(briers.sum()),
+        squares=state.squares + np.array([losses @ losses, briers @ briers]),
+        scaled_loss=state.scaled_loss + scaled_loss(logits, labels),
         confusion=state.confusion + pairs.reshape(k, k),
         histogram=state.histogram + binned,
         histogram_upper=state.histogram_upper + binned,
@@ -133,11 +136,18 @@ def merge(states: Iterable[MetricState]) -> MetricState:
         n_images=sum(state.n_images for state in states),
         loss_sum=math.fsum(state.loss_sum for state in states),
         brier_sum=math.fsum(state.brier_sum for state in states),
+        squares=_exact_sum(state.squares for state in states),
+        scaled_loss=_exact_sum(state.scaled_loss for state in states),
         confusion=sum((state.confusion for state in rest), first.confusion),
         histogram=sum((state.histogram for state in rest), first.histogram),
         histogram_upper=sum((state.histogram_upper for state in rest), first.histogram_upper),
-        calibration=np.apply_along_axis(math.fsum, 0, np.stack([s.calibration for s in states])),
+        calibration=_exact_sum(state.calibration for state in states),
     )
+
+
+def _exact_sum(arrays: Iterable[Floats]) -> Floats:
+    found: Floats = np.apply_along_axis(math.fsum, 0, np.stack(list(arrays)))
+    return found
 
 
 def compute(state: MetricState, positive: int | None) -> dict[str, float | None]:
@@ -152,13 +162,36 @@ def compute(state: MetricState, positive: int | None) -> dict[str, float | None]
     if state.n_images == 0:
         return dict.fromkeys(METRICS)
     n, (_, confidence, correct) = state.n_images, state.calibration.T
-    per_class = _at_highest_logit(state.confusion, positive)
-    per_class |= _ranking(state.histogram, state.histogram_upper)
+    per_class = at_highest_logit(state.confusion, positive)
+    per_class |= ranking(state.histogram, state.histogram_upper)
     values = {name: _mean_of_defined(value) for name, value in per_class.items()}
     # Expected calibration error, Guo et al. (2017), equation 3.
     values["calibration_error"] = float(np.abs(correct - confidence).sum()) / n
     values |= {"brier": state.brier_sum / n, "loss": state.loss_sum / n}
     return {name: values[name] for name in METRICS}
+
+
+def at_highest_logit(confusion: Ints, positive: int | None) -> dict[str, Floats]:
+    """Return the counted metrics of confusion matrices (..., K, K), NaN where undefined.
+
+    Each has one value for every class that it is asked of, along the last axis.
+    """
+    hits = confusion.diagonal(axis1=-2, axis2=-1)
+    true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    total = true.sum(axis=-1, keepdims=True)
+    asked, recall = ranked_classes(confusion.shape[-1], positive), ratio(hits, true)
+    return {
+        "accuracy": ratio(hits.sum(axis=-1, keepdims=True), total),
+        "balanced_accuracy": recall,
+        "precision": ratio(hits, predicted)[..., asked],
+        "sensitivity": recall[..., asked],
+        "specificity": ratio(total - true - predicted + hits, total - true)[..., asked],
+        "f1": ratio(2 * hits, true + predicted)[..., asked],
+    }
+
+
+_AS_THEY_ARE = ("squares", "scaled_loss", "confusion", "calibration")
+"""Arrays that travel as the state has them."""
 
 
 def to_arrays(state: MetricState) -> dict[str, NDArray[Any]]:
@@ -169,9 +202,8 @@ def to_arrays(state: MetricState) -> dict[str, NDArray[Any]]:
     arrays = {
         "counts": np.array([state.n_patients, state.n_images], np.int64),
         "sums": np.array([state.loss_sum, state.brier_sum], np.float64),
-        "confusion": state.confusion,
+        **{name: getattr(state, name) for name in _AS_THEY_ARE},
         **_sparse("histogram", state.histogram),
-        "calibration": state.calibration,
     }
     if not np.array_equal(state.histogram, state.histogram_upper):
         arrays |= _sparse("histogram_upper", state.histogram_upper)
@@ -199,10 +231,15 @@ def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricS
         blank.histogram.flat[usable["histogram_index"]] = usable["histogram_count"]
         name = "histogram_upper" if upper else "histogram"
         blank.histogram_upper.flat[usable[f"{name}_index"]] = usable[f"{name}_count"]
-        histograms = blank.histogram, blank.histogram_upper
-        tables = usable["confusion"], *histograms, usable["calibration"]
-        state = MetricState(n_patients, n_images, loss, brier, *tables)
-        faults = faults_of.sum_faults(state, _ranked(n_classes, positive))
+        state = replace(
+            blank,
+            n_patients=n_patients,
+            n_images=n_images,
+            loss_sum=loss,
+            brier_sum=brier,
+            **{name: usable[name] for name in _AS_THEY_ARE},
+        )
+        faults = faults_of.sum_faults(state, ranked_classes(n_classes, positive))
     if faults:
         raise ReplyError(
             "The metrics in the reply are refused:\n" + "\n".join(f"  - {f}." for f in faults),
@@ -231,81 +268,12 @@ def _check_batch(logits: Floats, labels: Ints, n_classes: int) -> None:
         raise ValueError("a logit is not finite in float32")
 
 
-def _ranked(n_classes: int, positive: int | None) -> list[int]:
-    return list(range(n_classes)) if positive is None else [positive]
-
-
-def _histogram(logits: Floats, labels: Ints, positive: int | None) -> Ints:
-    """Return (C, 2, BINS): the log-odds of each ranked class against all others."""
-    rows = []
-    for k in _ranked(logits.shape[1], positive):
-        log_odds = logits[:, k] - np.logaddexp.reduce(np.delete(logits, k, axis=1), axis=1)
-        place = np.arcsinh(log_odds.clip(-LOGIT_LIMIT, LOGIT_LIMIT) / RESOLUTION)
-        limit = np.arcsinh(LOGIT_LIMIT / RESOLUTION)
-        rows.append(
-            [np.histogram(place[(labels == k) == y], BINS, (-limit, limit))[0] for y in (0, 1)]
-        )
-    return np.array(rows, np.int64)
-
-
 def _calibration(log_p: Floats, correct: NDArray[np.bool_]) -> Floats:
     """Return (CALIBRATION_BINS, 3); a bin holds its upper edge, as in Guo et al. (2017)."""
     confidence = np.exp(log_p.max(axis=1))
     bins = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
     columns = (np.ones_like(confidence), confidence, correct)
     return np.stack([np.bincount(bins, c, CALIBRATION_BINS) for c in columns], axis=1)
-
-
-def _at_highest_logit(confusion: Ints, positive: int | None) -> dict[str, Floats]:
-    """Return the counted metrics, one value per class that they are asked of, NaN if undefined."""
-    hits, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    total, asked = confusion.sum(), _ranked(len(confusion), positive)
-    recall = _ratio(hits, true)
-    return {
-        "accuracy": _ratio(hits.sum(), total),
-        "balanced_accuracy": recall,
-        "precision": _ratio(hits, predicted)[asked],
-        "sensitivity": recall[asked],
-        "specificity": _ratio(total - true - predicted + hits, total - true)[asked],
-        "f1": _ratio(2 * hits, true + predicted)[asked],
-    }
-
-
-def _ranking(lower: Ints, upper: Ints) -> dict[str, Floats]:
-    """Return AUROC, its bound and average precision per ranked class, NaN if undefined.
-
-    Args:
-        lower: (C, 2, BINS), each image in the lowest bin where it may lie.
-        upper: (C, 2, BINS), each image in the highest one.
-    """
-    (low_negatives, low_positives), (high_negatives, high_positives) = (
-        histogram.astype(np.float64).swapaxes(0, 1) for histogram in (lower, upper)
-    )
-    pairs = low_negatives.sum(axis=1) * low_positives.sum(axis=1)
-    # Mann-Whitney U: of the pairs that are not sure to be in the right order, those that may be
-    # count half, as pairs within a bin do, and that half is all that can be wrong.
-    sure = (low_positives * (high_negatives.cumsum(axis=1) - high_negatives)).sum(axis=1)
-    half = ((high_positives * low_negatives.cumsum(axis=1)).sum(axis=1) - sure) / 2
-    return {
-        "auroc": _ratio(sure + half, pairs),
-        "auroc_bound": _ratio(half, pairs),
-        "average_precision": (_average_precision(lower) + _average_precision(upper)) / 2,
-    }
-
-
-def _average_precision(histogram: Ints) -> Floats:
-    """Return scikit-learn's sum, without interpolation: every lower edge is a threshold."""
-    positives = histogram[:, 1].astype(np.float64)
-    from_top = histogram[:, :, ::-1].cumsum(axis=2)
-    precision = np.nan_to_num(_ratio(from_top[:, 1], from_top.sum(axis=1)))
-    return _ratio((precision * positives[:, ::-1]).sum(axis=1), positives.sum(axis=1))
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
-    """Divide; nothing of nothing is NaN."""
-    out = np.full(whole.shape, np.nan)
-    np.divide(part, whole, out=out, where=whole > 0)
-    return out
 
 
 def _mean_of_defined(values: Floats) -> float | None:

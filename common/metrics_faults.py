@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.temperature import AT_ONE, TEMPERATURES
+
 if TYPE_CHECKING:
     from common.metrics import MetricState
 
@@ -14,6 +16,12 @@ Arrays = Mapping[str, NDArray[Any]]
 LOGIT_MAX = float(np.finfo(np.float32).max)
 _LOSS_MAX = 3 * LOGIT_MAX
 """No image can lose more: two float32 logits differ by at most twice their maximum."""
+ROUNDED = 2e-3
+"""By how much of itself a sum may be off: a site rounds some to four digits, each by 0.0005 of
+itself (``client/suppression.py``)."""
+
+_TINY = 1e-100
+"""Losses below this may lose their digits, and their squares be zero."""
 
 
 def misfits(arrays: Arrays, expected: Arrays) -> dict[str, str]:
@@ -32,10 +40,15 @@ def misfits(arrays: Arrays, expected: Arrays) -> dict[str, str]:
 def value_faults(arrays: Arrays, n_bins: int) -> list[str]:
     """Return what is wrong within single arrays."""
     sums, table = arrays["sums"], arrays["calibration"]
+    more = {name: arrays[name] for name in ("squares", "scaled_loss")}
     patients, images = arrays["counts"]
     checks = {
         f"counts: {patients} patients with {images} images": 0 <= patients <= images,
         "sums: a value is negative or not finite": np.all(np.isfinite(sums) & (sums >= 0)),
+        **{
+            f"{name}: negative or not finite": np.all(np.isfinite(array) & (array >= 0))
+            for name, array in more.items()
+        },
         "confusion: a count is negative": np.all(arrays["confusion"] >= 0),
         "calibration: negative or not finite": np.all(np.isfinite(table) & (table >= 0)),
         "calibration: a count is not whole": np.all(table[:, [0, 2]] == table[:, [0, 2]].round()),
@@ -56,8 +69,17 @@ def sum_faults(state: "MetricState", ranked: list[int]) -> list[str]:
     negatives, positives = state.histogram.sum(axis=2).T
     lower, upper = (np.cumsum(h, axis=2) for h in (state.histogram, state.histogram_upper))
     bounded = state.loss_sum <= n * _LOSS_MAX and state.brier_sum <= 2 * n
+    sums, roots = np.array([state.loss_sum, state.brier_sum]), np.sqrt(state.squares)
+    more, less = sums * (1 + ROUNDED) + _TINY, sums * (1 - ROUNDED) - _TINY
     checks = {
         "sums: more than so many images can lose": bounded,
+        # Cauchy-Schwarz: squares of n numbers are at least the square of their sum over n.
+        "squares: too small for their sums": np.all(np.sqrt(n) * roots >= less),
+        "squares: too large for their sums": np.all(roots <= more),
+        "scaled_loss: another loss at temperature 1": less[0]
+        <= state.scaled_loss[AT_ONE]
+        <= more[0],
+        "scaled_loss: no cross-entropy at rising temperatures": _may_be_scaled(state),
         "confusion: not of all images": confusion.sum() == n,
         "histogram: not of all images": np.all(negatives + positives == n),
         "histogram: other labels than in confusion": np.all(positives == labels),
@@ -68,3 +90,19 @@ def sum_faults(state: "MetricState", ranked: list[int]) -> list[str]:
         "calibration: more than its count": np.all(state.calibration <= count[:, np.newaxis]),
     }
     return [fault for fault, holds in checks.items() if not holds]
+
+
+def _may_be_scaled(state: "MetricState") -> bool:
+    """Say whether the losses may be those of the same logits at every temperature.
+
+    As a function of 1 / T the cross-entropy is convex, and at 0 that of equal probabilities. An
+    image whose true class lies g below the highest logit loses from g / T to g / T + log K.
+    """
+    blind = state.n_images * np.log(len(state.confusion))
+    inverse = np.append(0, 1 / TEMPERATURES[::-1])
+    loss = np.append(blind, state.scaled_loss[::-1])
+    share = (inverse[1:-1] - inverse[:-2]) / (inverse[2:] - inverse[:-2])
+    chord = (1 - share) * loss[:-2] + share * loss[2:]
+    grown = inverse[2:] / inverse[1:-1] * loss[1:-1] + blind
+    convex = np.all(loss[1:-1] <= chord * (1 + ROUNDED) + _TINY)
+    return bool(convex and np.all(loss[2:] <= grown * (1 + ROUNDED) + _TINY))

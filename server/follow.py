@@ -109,6 +109,11 @@ class _History:
         return [json.loads(line) for line in complete.splitlines()]
 
 
+def with_interval(value: float, ends: list[float] | None) -> str:
+    """Return a figure with its 95 % interval, where it has one."""
+    return f"{value:.3f}" + ("" if ends is None else " [{:.3f}, {:.3f}]".format(*ends))
+
+
 def described(record: dict[str, Any]) -> str:
     """Return one round in a line: who answered, and how well the arriving model did."""
     name = f"round {record['round']}" if record["trained"] else "final measurement"
@@ -116,7 +121,9 @@ def described(record: dict[str, Any]) -> str:
     missing = {what: ", ".join(sorted(record[what])) for what in ("refused", "silent")}
     parts += [f"{what}: {sites}" for what, sites in missing.items() if sites]
     for task, splits in record["tasks"].items():
-        auroc = splits.get("validation", {}).get("pooled", {}).get("auroc")
+        found = splits.get("validation", {})
+        auroc = found.get("pooled", {}).get("auroc")
         if auroc is not None:
-            parts.append(f"{task} AUROC {auroc:.3f} (validation)")
+            ends = found.get("intervals", {}).get("pooled", {}).get("auroc")
+            parts.append(f"{task} AUROC {with_interval(auroc, ends)} (validation)")
     return "; ".join([*parts, f"{record['seconds'].get('total', 0.0):.0f} s"])

@@ -1,7 +1,7 @@
 """What each round was: one JSON line a round, and the metrics that it measured."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from common import metrics
 from common.chained_log import Head
 from common.errors import OutputError
 from common.files import append_line, write_atomic
-from common.held_out import HELD_OUT, OF_PATIENTS
+from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
 from common.metrics import MetricState
 from common.study import Study
+from server import last_figures
 
 HISTORY = "history.jsonl"
 Figures = dict[str, float | int | None]
+_VALIDATION = {"test": "validation", OF_PATIENTS["test"]: OF_PATIENTS["validation"]}
+"""The states on which is chosen what test states are held to."""
 
 
 @dataclass
@@ -42,7 +45,11 @@ class RoundRecord:
     joined: list[str] = field(default_factory=list)
     """Sites that take part from this round on."""
     tasks: dict[str, Any] = field(default_factory=dict)
-    """By task, then split: ``pooled`` and ``per_site`` figures, and the same of ``patients``."""
+    """By task, then split: ``pooled`` and ``per_site`` figures, and the same of ``patients``.
+
+    Of the last exchange there are ``intervals`` too, and of its test images what
+    ``server/last_figures.py`` says.
+    """
     training: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Steps and mean loss by site; no loss in a study with privacy."""
     bytes: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -58,6 +65,8 @@ class RoundRecord:
     """Why that does not follow from what stood there before, by site."""
     each_image: dict[str, list[str]] = field(default_factory=dict)
     """Tasks whose patients are not known, by site: there each image counts as one patient."""
+    declared: dict[str, Any] = field(default_factory=dict)
+    """By site, task and split: ``patients`` and ``images``, exact or rounded as the site states."""
 
 
 def figures(state: MetricState, positive: int | None) -> Figures:
@@ -67,7 +76,10 @@ def figures(state: MetricState, positive: int | None) -> Figures:
 
 
 def task_figures(
-    study: Study, states: Mapping[str, Mapping[tuple[str, str], MetricState]]
+    study: Study,
+    states: Mapping[str, Mapping[tuple[str, str], MetricState]],
+    *,
+    last: bool = False,
 ) -> dict[str, Any]:
     """Return pooled and per-site figures of every task and split.
 
@@ -78,20 +90,41 @@ def task_figures(
     Args:
         study: Names and classes of the tasks.
         states: Metric states by site, then by task and name of the state.
+        last: Whether these are of the last exchange, which has more (``server/last_figures.py``).
     """
     result: dict[str, Any] = {}
     for name, task in study.tasks.items():
-        for split in HELD_OUT:
-            parts = {s: found[name, split] for s, found in states.items() if (name, split) in found}
-            if not parts:
-                continue
-            result.setdefault(name, {})[split] = _of_parts(parts, task.positive_index)
-            key = (name, OF_PATIENTS[split])
-            sent = {s: found[key] for s, found in states.items() if key in found}
-            if sent:
-                # Where each patient has one image, the two counts are one.
-                same = {s: v for s, v in parts.items() if v.n_patients == v.n_images}
-                result[name][split]["patients"] = _of_parts(same | sent, task.positive_index)
+        found = _parts(name, states)
+        for key, parts in found.items():
+            told = _of_parts(parts, task.positive_index)
+            if last:
+                told["intervals"] = last_figures.all_intervals(study, name, key, parts)
+            if last and key in _VALIDATION:
+                validation = found.get(_VALIDATION[key], {})
+                told |= last_figures.on_test(task, validation, parts)
+            if key in HELD_OUT:
+                result.setdefault(name, {})[key] = told
+            else:
+                result[name][SPLIT_OF[key]]["patients"] = told
+    return result
+
+
+def _parts(
+    task: str, states: Mapping[str, Mapping[tuple[str, str], MetricState]]
+) -> dict[str, dict[str, MetricState]]:
+    """Return a task's states by name of the state, then by site; no name without a site."""
+    result: dict[str, dict[str, MetricState]] = {}
+    for split in HELD_OUT:
+        parts, sent = (
+            {s: found[task, name] for s, found in states.items() if (task, name) in found}
+            for name in (split, OF_PATIENTS[split])
+        )
+        if parts:
+            result[split] = parts
+        if parts and sent:
+            # Where each patient has one image, the two counts are one.
+            same = {s: v for s, v in parts.items() if v.n_patients == v.n_images}
+            result[OF_PATIENTS[split]] = same | sent
     return result
 
 
@@ -135,6 +168,27 @@ def load(folder: Path) -> list[RoundRecord]:
 def last_heads(records: Iterable[RoundRecord]) -> dict[str, Head]:
     """Return the last head of each site's audit log that came in these rounds."""
     return {s: Head(**head) for record in records for s, head in record.audit_heads.items()}
+
+
+def last_aurocs(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
+    """Return each task's last pooled AUROC on test patients, by task.
+
+    Each has ``auroc``, its 95 % ``interval`` (None but after the last exchange), ``n_patients`` and
+    the ``model_round`` that was measured. Where patients have several images each counts once.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for task, splits in record.tasks.items():
+            if "test" not in splits:
+                continue
+            told = splits["test"].get("patients", splits["test"])
+            found[task] = {
+                "auroc": told["pooled"]["auroc"],
+                "interval": told.get("intervals", {}).get("pooled", {}).get("auroc"),
+                "n_patients": told["pooled"]["n_patients"],
+                "model_round": record.model_round,
+            }
+    return found
 
 
 def rewind(folder: Path, number: int) -> list[RoundRecord]:

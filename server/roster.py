@@ -64,6 +64,14 @@ def each_image(members: Sequence[Member]) -> dict[str, list[str]]:
     return {m.name: list(m.declaration.each_image) for m in members if m.declaration.each_image}
 
 
+def declared(members: Sequence[Member]) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """Return the patients and images of each split as the sites state them, by site and task."""
+    return {
+        m.name: {task: splits.model_dump() for task, splits in m.declaration.tasks.items()}
+        for m in members
+    }
+
+
 def joined(members: Sequence[Member], newcomers: Sequence[Member]) -> list[Member]:
     """Return the members with the newcomers among them, by name.
 

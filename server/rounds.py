@@ -29,7 +29,7 @@ from server.exchange import exchange, gather
 from server.history import RoundRecord
 from server.mail import Mail
 from server.noisy_mean import with_noise
-from server.roster import Member, each_image
+from server.roster import Member, declared, each_image
 from server.strategies import Combiner, make_combiner
 from server.timing import AT_ONCE, Timing
 
@@ -107,7 +107,8 @@ def run_study(
         orders = make_orders(study, layout, current, asked, number, base, outcome.records)
         if not last:
             begin(combiners, current, study, number, asked)
-        record.tasks = history.task_figures(study, hear(door, orders, combiners, record, noise))
+        states = hear(door, orders, combiners, record, noise)
+        record.tasks = history.task_figures(study, states, last=last)
         path = settle(folder, study, record, combiners, base, members, began, noise) or path
         outcome.records.append(record)
         watch(record)
@@ -131,7 +132,7 @@ def settle(
     arrays = finish(combiners, base) if record.combined else {}
     if record.combined and noise is not None:
         record.central_privacy = noise.close_round(len(record.answered))
-    record.each_image = each_image(members)
+    record.each_image, record.declared = each_image(members), declared(members)
     record.seconds["total"] = time.monotonic() - began
     history.append(folder, record)
     if not record.combined:

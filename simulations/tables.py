@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 SHOWN = {
-    "auroc": "AUROC",
+    "auroc": "AUROC, 95 %",
     "balanced_accuracy": "bal.acc.",
     "sensitivity": "sens.",
     "specificity": "spec.",
@@ -47,22 +47,23 @@ def _table(title: str, found: dict[str, Any], yardsticks: dict[str, dict[str, An
     table.add_column("model", no_wrap=True)
     for name in ("n", *SHOWN.values()):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("federated", *_cells(found["pooled"]), style="bold")
+    intervals = found.get("intervals", {"pooled": {}, "per_site": {}})
+    table.add_row("federated", *_cells(found["pooled"], intervals["pooled"]), style="bold")
     for name, values in yardsticks.items():
-        table.add_row(YARDSTICKS[name], *_cells(values))
+        table.add_row(YARDSTICKS[name], *_cells(values, {}))
     table.add_section()
     for site, figures in found["per_site"].items():
-        table.add_row(f"at {site}", *_cells(figures))
+        table.add_row(f"at {site}", *_cells(figures, intervals["per_site"].get(site, {})))
     return table
 
 
-def _cells(figures: dict[str, Any]) -> list[str]:
-    """Patients, then metrics; AUROC with the bound that its histogram gives."""
+def _cells(figures: dict[str, Any], intervals: dict[str, list[float] | None]) -> list[str]:
+    """Patients, then metrics; AUROC with its interval where it has one."""
     cells = [str(figures["n_patients"])]
     for metric in SHOWN:
         value = figures[metric]
         text = "-" if value is None else f"{value:.3f}"
-        if metric == "auroc" and value is not None:
-            text += f"±{figures['auroc_bound']:.3f}"
+        if metric == "auroc" and (ends := intervals.get(metric)) is not None:
+            text += " {:.2f}-{:.2f}".format(*ends)
         cells.append(text)
     return cells

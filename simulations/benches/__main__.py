@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 BENCHES = (
+    "metrics",
     "wire",
     "egress_fuzz",
     "image_fuzz",
@@ -24,6 +25,9 @@ BENCHES = (
     "cache",
     "check_speed",
     "check_memory",
+    "localisation",
+    "cam_cost",
+    "onnx",
     "real",
     "half",
     "exchange",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from sklearn import metrics as reference
 
 from client.config import Limits
-from client.suppression import Behind, behind_of, stated, suppress
-from common import metrics
+from client.suppression import Behind, behind_of, stated, suppress, withheld
+from common import metrics, ranking
 from common.arrays import Array
 from common.messages import Order, Reply, Training
 from common.metrics import MetricState
@@ -200,9 +201,9 @@ def test_each_bin_in_use_holds_k_patients(k: int, order: Order) -> None:
     low, high = (np.flatnonzero(h[0].sum(axis=0)) for h in (state.histogram, state.histogram_upper))
     assert len(low) == len(high) > 1
     assert all(end < begin for end, begin in zip(high, low[1:], strict=False))  # they do not meet
-    place = np.arcsinh(np.clip(part[2][:, 1] - part[2][:, 0], -1e4, 1e4) / metrics.RESOLUTION)
-    edge = np.arcsinh(metrics.LOGIT_LIMIT / metrics.RESOLUTION)
-    bins = np.digitize(place, np.linspace(-edge, edge, metrics.BINS + 1)) - 1
+    place = np.arcsinh(np.clip(part[2][:, 1] - part[2][:, 0], -1e4, 1e4) / ranking.RESOLUTION)
+    edge = np.arcsinh(ranking.LOGIT_LIMIT / ranking.RESOLUTION)
+    bins = np.digitize(place, np.linspace(-edge, edge, ranking.BINS + 1)) - 1
     for begin, end in zip(low, high, strict=True):
         for label in (0, 1):
             inside = (bins >= begin) & (bins <= end) & (labels == label)
@@ -230,6 +231,25 @@ def test_merging_never_shrinks_what_is_uncertain(order: Order) -> None:
     assert errors[0] >= max(errors[1:])  # type: ignore[type-var, operator]
     assert found[-1]["auroc"] == 0.5  # everybody in one bin
     assert found[-1]["auroc_bound"] == 0.5
+
+
+def test_where_bins_are_merged_losses_are_rounded(order: Order) -> None:
+    """Sums that the scores could be solved from have four digits, and do not leave with more."""
+    part, limits = measured(*people(30, 30)), Limits(histogram_patients=5)
+    kept = left({TEST: part}, order, limits)[TEST]
+    state, whole = read(kept), read(part[0])
+    alike = np.array([whole.loss_sum, whole.brier_sum]) ** 2 / 60
+    pairs = (
+        (state.squares - alike, whole.squares - alike),
+        (state.scaled_loss, whole.scaled_loss),
+    )
+    for found, exact in pairs:
+        assert found == pytest.approx([float(f"{value:.3e}") for value in exact], rel=1e-9)
+    assert (state.loss_sum, state.brier_sum) == (whole.loss_sum, whole.brier_sum)
+    assert withheld({TEST: state}, order, limits, {TEST: part[1]}) == {}
+    exactly = replace(state, squares=whole.squares), replace(state, scaled_loss=whole.scaled_loss)
+    for each in exactly:
+        assert TEST in withheld({TEST: each}, order, limits, {TEST: part[1]})
 
 
 def test_bins_as_they_are_need_no_merging(order: Order) -> None:

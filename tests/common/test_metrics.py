@@ -1,7 +1,7 @@
 """Laws of the metric states; the reference is scikit-learn on the pooled scores."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
-from common import metrics
+from common import metrics, ranking
 from common.errors import ReplyError
 from common.metrics import MetricState, compute, from_arrays, merge, to_arrays, update, zero
+from common.temperature import AT_ONE
 
 Batch = tuple[NDArray[Any], NDArray[Any]]
 Wire = dict[str, NDArray[Any]]
@@ -114,7 +115,7 @@ def test_auroc_keeps_its_bound_where_most_log_odds_are_beyond_the_limit(distance
     """However many log-odds share the outermost bins, the error stays within the bound."""
     logits, labels = two_class(2000, seed=21, distance=distance, scale=8000)
     log_odds = logits[:, 1] - logits[:, 0]
-    assert np.mean(np.abs(log_odds) > metrics.LOGIT_LIMIT) > 0.2
+    assert np.mean(np.abs(log_odds) > ranking.LOGIT_LIMIT) > 0.2
     values = compute(state_of((logits, labels), 1), 1)
     assert values["auroc"] is not None
     assert values["auroc_bound"] is not None
@@ -135,7 +136,7 @@ def test_ranking_metrics_are_exact_on_binned_scores() -> None:
     """On scores that are bin centres, AUROC and average precision are scikit-learn's exactly."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, 300)
-    log_odds = (random.integers(-20, 20, 300) + 8 * labels + 0.5) * (60 / metrics.BINS)
+    log_odds = (random.integers(-20, 20, 300) + 8 * labels + 0.5) * (60 / ranking.BINS)
     logits = np.stack([np.zeros(300), log_odds], axis=1)
     values = compute(state_of((logits, labels), 1), 1)
     assert values["auroc"] == pytest.approx(reference.roc_auc_score(labels, log_odds), abs=1e-12)
@@ -330,6 +331,52 @@ def multi_class_uniform(n_classes: int) -> Batch:
     return 3 * random.normal(size=(120, n_classes)), random.integers(0, n_classes, 120)
 
 
+def test_sums_of_squares_by_hand() -> None:
+    """The squares are those of each image's loss and of what it adds to the Brier score."""
+    logits, labels = multi_class(120, seed=22)
+    p = probabilities(logits)
+    losses = -np.log(p[np.arange(120), labels])
+    briers = ((p - np.eye(4)[labels]) ** 2).sum(axis=1)
+    found = state_of((logits, labels), None).squares
+    assert found == pytest.approx([np.sum(losses**2), np.sum(briers**2)])
+
+
+def test_the_loss_at_temperature_1_is_the_loss() -> None:
+    """Of every batch the sum at temperature 1 is the sum of the losses."""
+    for positive in (1, None):
+        state = state_of(two_class(90, seed=23), positive)
+        assert state.scaled_loss[AT_ONE] == pytest.approx(state.loss_sum, rel=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 60),
+    k=st.integers(2, 5),
+    scale=st.floats(0.001, 1e5),
+    offset=st.floats(-1e6, 1e6),
+    wrong=st.sampled_from((0.0, 0.1, 1.0)),
+    seed=st.integers(0, 10_000),
+)
+def test_losses_of_any_logits_pass_the_wire(
+    n: int, k: int, scale: float, offset: float, wrong: float, seed: int
+) -> None:
+    """However sure, right or wrong, the losses at all temperatures are such as the wire takes.
+
+    Rounded to four digits they are, too.
+    """
+    random = np.random.default_rng(seed)
+    logits = (scale * random.normal(size=(n, k)) + offset).astype(np.float32)
+    labels = np.where(random.random(n) < wrong, random.integers(0, k, n), logits.argmax(axis=1))
+    state = state_of((logits, labels), None, n)
+    assert_same(from_arrays(to_arrays(state), k, None), state)
+    squares, losses = (
+        np.array([float(f"{value:.3e}") for value in values])
+        for values in (state.squares, state.scaled_loss)
+    )
+    rounded = replace(state, squares=squares, scaled_loss=losses)
+    assert_same(from_arrays(to_arrays(rounded), k, None), rounded)
+
+
 def test_states_are_not_changed_by_use() -> None:
     """Update, merge and compute leave the states that they are given as they were."""
     state = state_of(two_class(40, seed=14), 1)
@@ -415,7 +462,7 @@ def put_index_back(arrays: Wire) -> Wire:
 
 
 def swap_labels(arrays: Wire) -> Wire:
-    index = (arrays["histogram_index"] + metrics.BINS) % (2 * metrics.BINS)
+    index = (arrays["histogram_index"] + ranking.BINS) % (2 * ranking.BINS)
     order = index.argsort()
     count = arrays["histogram_count"][order]
     return arrays | {"histogram_index": index[order], "histogram_count": count}
@@ -445,11 +492,18 @@ BAD: dict[str, tuple[str, Callable[[Wire], Wire]]] = {
     "negative loss": ("sums: a value", put("sums", 0, -1.0)),
     "huge loss": ("sums: more", put("sums", 0, 1e300)),
     "huge brier": ("sums: more", put("sums", 1, 81.0)),
+    "squares nan": ("squares: negative or", put("squares", 0, np.nan)),
+    "small squares": ("squares: too small", put("squares", 0, 0.01)),
+    "large squares": ("squares: too large", put("squares", 1, 1e6)),
+    "negative losses": ("scaled_loss: negative or", put("scaled_loss", 3, -0.5)),
+    "another loss": ("scaled_loss: another loss", add("scaled_loss", 8, 1.0)),
+    "a peak of losses": ("scaled_loss: no cross", add("scaled_loss", 12, 20.0)),
+    "steep losses": ("scaled_loss: no cross", put("scaled_loss", 0, 1e6)),
     "negative confusion": ("confusion: a count", put("confusion", (0, 1), -1)),
     "confusion": ("confusion: not of all", add("confusion", (0, 1), 1)),
     "wrapped confusion": ("confusion: not of all", put("confusion", slice(None), 2**62)),
     "negative index": ("histogram_index: outside", put("histogram_index", 0, -1)),
-    "index": ("histogram_index: outside", put("histogram_index", -1, 2 * metrics.BINS)),
+    "index": ("histogram_index: outside", put("histogram_index", -1, 2 * ranking.BINS)),
     "falling": ("histogram_index: does not", put_index_back),
     "doubled": (
         "histogram_index: does not",

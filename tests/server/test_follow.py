@@ -34,6 +34,12 @@ def folder(config: ServerConfig) -> StudyFolder:
     return create(config, study)
 
 
+def test_a_figure_stands_with_its_interval() -> None:
+    """Where there is an interval it is told, and where there is none nothing is."""
+    assert follow.with_interval(0.8, None) == "0.800"
+    assert follow.with_interval(0.8, [0.75, 0.8504]) == "0.800 [0.750, 0.850]"
+
+
 def record(number: int) -> RoundRecord:
     found = RoundRecord(number, number - 1, trained=number <= 2, combined=number <= 2)
     found.asked, found.answered, found.silent = ["east", "north"], ["north"], ["east"]

@@ -24,6 +24,7 @@ KEYS = [
     "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
     "central_privacy", "audit_heads", "audit_faults",
     "each_image",
+    "declared",
 ]  # fmt: skip
 
 
@@ -95,6 +96,39 @@ def test_figures_of_patients_stand_beneath(
     assert patients["pooled"]["n_patients"] == patients["pooled"]["n_images"] == 4
 
 
+def test_the_last_exchange_says_more(make_study: Callable[..., Study], make_state: Make) -> None:
+    """It has intervals of every split, and of test images what was chosen on validation ones."""
+    one, cases = state(make_state, 9), state(make_state, 2)
+    splits = {"validation": one, "test": one, "test_patients": cases}
+    states = {"a": {("ct", name): found for name, found in splits.items()}}
+    found = history.task_figures(make_study(), states, last=True)["ct"]
+    on_test = ["operating_points", "temperature", "reliability"]
+    assert list(found["validation"]) == ["pooled", "per_site", "intervals"]
+    assert list(found["test"]) == ["pooled", "per_site", "intervals", *on_test, "patients"]
+    assert list(found["test"]["patients"]) == ["pooled", "per_site", "intervals", *on_test]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    plain = history.task_figures(make_study(), states)["ct"]["test"]
+    assert list(plain) == ["pooled", "per_site", "patients"]
+    assert found["test"]["pooled"] == plain["pooled"]
+
+
+def test_the_last_aurocs_are_those_of_patients() -> None:
+    """Of each task the last measurement counts, by patient where that is told."""
+    first, last = RoundRecord(1, 0, trained=True), RoundRecord(2, 1, trained=False)
+    pooled = {"auroc": 0.5, "n_patients": 3}
+    first.tasks = {"ct": {"test": {"pooled": pooled}}, "mr": {"validation": {"pooled": pooled}}}
+    patients: dict[str, Any] = {
+        "pooled": {"auroc": 0.8, "n_patients": 4},
+        "intervals": {"pooled": {"auroc": [0.7, 0.9]}},
+    }
+    expected: dict[str, Any] = {"auroc": 0.5, "interval": None, "n_patients": 3, "model_round": 0}
+    assert history.last_aurocs([first]) == {"ct": expected}
+    last.tasks = {"ct": {"test": {"pooled": pooled, "patients": patients}}}
+    expected = {"auroc": 0.8, "interval": [0.7, 0.9], "n_patients": 4, "model_round": 1}
+    assert history.last_aurocs([first, last]) == {"ct": expected}
+    assert history.last_aurocs([]) == {}
+
+
 def test_without_several_images_nothing_is_said_of_patients(
     make_study: Callable[..., Study], make_state: Make
 ) -> None:
@@ -152,11 +186,11 @@ def test_lines_of_older_versions_are_loaded(tmp_path: Path) -> None:
     three_rounds(tmp_path)
     path = tmp_path / HISTORY
     lines = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
-    new = {"central_privacy", "audit_heads", "audit_faults", "each_image"}
+    new = {"central_privacy", "audit_heads", "audit_faults", "each_image", "declared"}
     older = [{key: line[key] for key in KEYS if key not in new} for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in older), encoding="utf-8")
     loaded = history.load(tmp_path)
-    assert [getattr(record, key) for record in loaded for key in sorted(new)] == [{}] * 12
+    assert [getattr(record, key) for record in loaded for key in sorted(new)] == [{}] * 15
 
 
 def test_the_last_head_of_each_site_is_found(tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def test_the_history_says_where_patients_are_unknown(
     assert [line["each_image"] for line in history_of(tmp_path)] == [{"a": ["mr"]}] * 3
 
 
+def test_the_history_says_what_each_site_declared(
+    make_study: Make, make_site: Make, play: Play, tmp_path: Path
+) -> None:
+    """Each line has the patients and images of every split as the sites stated them."""
+    play(make_study(), [make_site("a", {"ct": 10, "mr": 3}), make_site("b", {"ct": 7})])
+    for line in history_of(tmp_path):
+        said = line["declared"]
+        assert {site: list(tasks) for site, tasks in said.items()} == {
+            "a": ["ct", "mr"],
+            "b": ["ct"],
+        }
+        assert [said[site]["ct"]["train"]["patients"] for site in ("a", "b")] == [10, 7]
+        assert set(said["a"]["ct"]) == {"train", "validation", "test"}
+
+
 ONE_TASK = {"ct": {"modality": "CT", "classes": ["a", "b"], "positive": "b"}}
 
 

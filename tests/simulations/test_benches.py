@@ -6,11 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import simulations.benches
 from common.errors import MissingFolderError
-from simulations.benches import combine_parts, real
+from simulations.benches import combine_parts, localisation, real
 from simulations.benches.__main__ import BENCHES
 from simulations.benches.result import KEYS, Result
 
@@ -70,6 +71,35 @@ def test_real_holds_near_pooled_and_above_alone(
     found = real.judged(summary_of(federated, pooled, alone))
     assert found.holds is holds
     assert found.figure == pytest.approx(federated - pooled)
+
+
+@pytest.mark.parametrize(
+    ("auroc", "trained", "other", "holds"),
+    [
+        (0.96, 0.81, 0.10, True),
+        (0.94, 0.81, 0.10, False),
+        (0.96, 0.79, 0.10, False),
+        (0.96, 0.81, 0.40, False),
+    ],
+)
+def test_localisation_holds_for_a_good_network_alone(
+    auroc: float, trained: float, other: float, *, holds: bool
+) -> None:
+    """Its maps point at the lesions, and those of the randomised network stay near chance."""
+    found = {
+        "auroc": auroc,
+        "gradcam": {"pointing": trained, "chance": 0.1},
+        "randomised": {"pointing": other, "chance": 0.1},
+    }
+    assert localisation.holds(found) is holds
+
+
+def test_cells_are_no_larger_than_lesions() -> None:
+    """A lesion of a sixteenth of a side asks for 16 cells, a large one for the usual number."""
+    mask = np.zeros((64, 64), np.bool_)
+    mask[:4, :4] = True
+    assert localisation.cells_for([mask, np.zeros_like(mask)]) == 16
+    assert localisation.cells_for([np.ones_like(mask)]) == 6
 
 
 def test_a_data_set_becomes_a_task(tmp_path: Path) -> None:

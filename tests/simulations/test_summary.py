@@ -25,6 +25,30 @@ FIGURES = {
     "calibration_error": "number", "loss": "number", "n_patients": "count", "n_images": "count",
 }  # fmt: skip
 
+NUMBERS = {"auroc_bound", "n_patients", "n_images"}
+INTERVALS = {name: ["number"] for name in FIGURES if name not in NUMBERS}
+SHARE = {"value": "number", "interval": ["number"], "n": "count"}
+POINT = {
+    "threshold": "number", "probability": "number",
+    "sensitivity": SHARE, "specificity": SHARE, "ppv": SHARE, "npv": SHARE,
+}  # fmt: skip
+BEFORE_AND_AFTER = {"before": "number", "after": "number"}
+TEST = {
+    "pooled": FIGURES,
+    "per_site": {"SITE": FIGURES},
+    "intervals": {"pooled": INTERVALS, "per_site": {"SITE": INTERVALS}},
+    "operating_points": {
+        "CLASS": {"youden": POINT, "sensitivity": POINT, "specificity": POINT},
+    },
+    "temperature": {
+        "value": "number", "loss": BEFORE_AND_AFTER, "calibration_error": BEFORE_AND_AFTER,
+    },
+    "reliability": {
+        "n": ["count"], "confidence": ["number"], "accuracy": ["number"],
+        "interval": [["number"]],
+    },
+}  # fmt: skip
+
 SHAPE = {
     "study": "text",
     "study_digest": "text",
@@ -38,9 +62,8 @@ SHAPE = {
     "weights": {"source": "text", "left_out": ["text"]},
     "tasks": {
         "TASK": {
-            "pooled": FIGURES,
-            "per_site": {"SITE": FIGURES},
-            "patients": {"pooled": FIGURES, "per_site": {"SITE": FIGURES}},
+            **TEST,
+            "patients": TEST,
         },
     },
     "yardsticks": {
@@ -65,11 +88,13 @@ SHAPE = {
         "torchvision": "text", "timm": "text", "numpy": "text", "pydicom": "text",
     },
 }  # fmt: skip
-"""Every key of the file; TASK and SITE stand for any task and any site."""
+"""Every key of the file; TASK, SITE and CLASS stand for any task, site and class."""
 
 
 def check_shape(value: Any, shape: Any, where: str = "summary") -> None:
     """Hold a value to the shape: no key more, none less, and in the same order."""
+    if value is None and isinstance(shape, list):
+        return  # an interval that there is not
     if isinstance(shape, list):
         assert isinstance(value, list), where
         for item in value:
@@ -77,7 +102,7 @@ def check_shape(value: Any, shape: Any, where: str = "summary") -> None:
     elif isinstance(shape, dict):
         assert isinstance(value, dict), where
         (first, *_) = shape
-        if first in {"TASK", "SITE"}:
+        if first in {"TASK", "SITE", "CLASS"}:
             # Usually nobody is refused, and all patients are known.
             assert value or where in {"summary.refused", "summary.each_image"}, where
             shape = dict.fromkeys(value, shape[first])

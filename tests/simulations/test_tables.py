@@ -48,12 +48,13 @@ def test_thousands_of_patients_fit_too(finished: Path) -> None:
     for _, found in shown(summary):
         found["pooled"]["n_patients"] = 12345
         (figures, *_) = found["per_site"].values()
-        found["per_site"] = {"hospital-99": {**figures, "auroc": 1.0, "auroc_bound": 0.115}}
+        found["per_site"] = {"hospital-99": {**figures, "auroc": 1.0}}
+        found["intervals"]["per_site"] = {"hospital-99": {"auroc": [0.981, 1.0]}}
     for text in printed(summary):
         assert max(map(len, text.splitlines())) <= WIDTH
         assert "12345" in text
         assert "hospital-99" in text
-        assert "1.000±0.115" in text
+        assert "1.000 0.98-1.00" in text
         assert "…" not in text
 
 
@@ -70,14 +71,15 @@ def test_each_task_has_tables_of_every_model(finished: Path) -> None:
 
 
 def test_the_numbers_are_those_of_the_summary(finished: Path) -> None:
-    """Each row has patients and metrics to three digits, AUROC with its bound."""
+    """Each row has patients and metrics to three digits, AUROC with its interval if it has one."""
     summary = read_summary(finished)
     for text, (_, found) in zip(printed(summary), shown(summary), strict=True):
         row = federated(text)
         figures = found["pooled"]
         cells = [f"{figures[name]:.3f}" for name in SHOWN]
-        cells[0] += f"±{figures['auroc_bound']:.3f}"
-        assert row.split()[1:] == [str(figures["n_patients"]), *cells]
+        if ends := found["intervals"]["pooled"]["auroc"]:
+            cells[0] += f" {ends[0]:.2f}-{ends[1]:.2f}"
+        assert " ".join(row.split()[1:]) == " ".join([str(figures["n_patients"]), *cells])
 
 
 def test_what_is_undefined_is_a_dash(finished: Path) -> None:
@@ -85,7 +87,8 @@ def test_what_is_undefined_is_a_dash(finished: Path) -> None:
     summary = read_summary(finished)
     summary["yardsticks"] = None
     for _, found in shown(summary):
-        found["pooled"] |= {"auroc": None, "auroc_bound": None, "sensitivity": None}
+        found["pooled"] |= {"auroc": None, "sensitivity": None}
+        found["intervals"]["pooled"] |= {"auroc": None}
     for text in printed(summary):
         assert federated(text).split().count("-") == 2
         assert "ensemble" not in text

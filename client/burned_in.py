@@ -50,11 +50,35 @@ def signs_of_text(values: NDArray[np.float32]) -> int:
     Returns:
         0 where there is no line of at least ``LEAST_SIGNS`` signs.
     """
+    return sum(len(_signs_in_lines(_signs(strip))) for _, strip in _strips(values))
+
+
+def boxes_of_text(values: NDArray[np.float32]) -> list[tuple[float, float, float, float]]:
+    """Return where the signs are that ``signs_of_text`` counts.
+
+    Args:
+        values: In [0, 1], shape (H, W) or (H, W, 3), red first.
+
+    Returns:
+        Left, top, width and height of each sign, in pixels of the picture.
+    """
+    found = []
+    for first, strip in _strips(values):
+        signs = _signs(strip)
+        for i in _signs_in_lines(signs):
+            box = (signs.left[i], signs.top[i] + first, signs.width[i], signs.height[i])
+            found.append(box)
+    scale = max(1.0, max(values.shape[:2]) / LARGEST)
+    return [(x * scale, y * scale, w * scale, h * scale) for x, y, w, h in found]
+
+
+def _strips(values: NDArray[np.float32]) -> list[tuple[int, NDArray[np.uint8]]]:
+    """Return the top and the bottom in grey levels, each with the number of its first row."""
     if min(values.shape[:2]) < LEAST_SIDE:
-        return 0
+        return []
     levels_HW = _levels(values)
     high = round(len(levels_HW) * BORDER)
-    return sum(_signs_in_lines(_signs(strip)) for strip in (levels_HW[:high], levels_HW[-high:]))
+    return [(0, levels_HW[:high]), (len(levels_HW) - high, levels_HW[-high:])]
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -101,10 +125,10 @@ def _signs(levels_HW: NDArray[np.uint8]) -> _Signs:
     return _Signs(*(of[order] for of in (left, top, width, height, grey)))
 
 
-def _signs_in_lines(signs: _Signs) -> int:
-    """Count the signs of the lines that are long enough."""
+def _signs_in_lines(signs: _Signs) -> list[int]:
+    """Return which signs stand in lines that are long enough."""
     follows = _follows(signs)
-    found, used = 0, np.zeros(len(follows), bool)
+    found, used = [], np.zeros(len(follows), bool)
     for first in range(len(follows)):
         if used[first]:
             continue
@@ -113,7 +137,7 @@ def _signs_in_lines(signs: _Signs) -> int:
             line.append(int(np.argmax(fits)))
             used[line[-1]] = True
         if len(line) >= LEAST_SIGNS:
-            found += len(line)
+            found += line
     return found
 
 

@@ -14,7 +14,10 @@ from client import (
     cli_cache,
     cli_check,
     cli_daemon,
+    cli_evaluate,
+    cli_explain,
     cli_manifest,
+    cli_predict,
     cli_privacy,
     cli_studies,
 )
@@ -178,6 +181,9 @@ cli_privacy.register(app)
 cli_audit.register(app)
 cli_cache.register(app)
 cli_manifest.register(app)
+cli_explain.register(app)
+cli_evaluate.register(app)
+cli_predict.register(app)
 
 
 def _check_stopped(site: Path) -> None:

@@ -6,6 +6,7 @@ Shapes: N images, C channels, S image size.
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,24 @@ from client.cache import Cache
 from client.findings import Finding
 from client.gate import Terms, judge, log_verdict
 from client.manifest import Row
+from client.pictures import Facts
 from client.reading_pass import RowRead, read_rows
 from client.split import SPLITS
 from client.stored_pixels import PixelWriter, StoredPixels
 from common.errors import EmptyManifestError
 from common.seeds import stream
 from common.study import Task
+
+
+class Origin(NamedTuple):
+    """Where one prepared image came from; for the hospital's eyes."""
+
+    row: Row
+    """The manifest's row; one of several images of it."""
+    part: str
+    """Which part of the source it is; see ``Picture.part``."""
+    facts: Facts
+    """What the source's header says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +47,8 @@ class Images:
     """Index of the class, int64, shape (N,)."""
     patients: tuple[str, ...]
     """Keyed hash of each image's patient, N of them."""
+    origins: tuple[Origin, ...] = ()
+    """Where each image came from, N of them; empty for images that no site read."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,8 +77,8 @@ class _Part:
     writer: PixelWriter
     reads: list[RowRead] = field(default_factory=list)
     """One for each row, without its pixels."""
-    owners: list[int] = field(default_factory=list)
-    """Of each image, the index of its row."""
+    origins: list[Origin] = field(default_factory=list)
+    """One for each image."""
 
 
 def load_task(
@@ -119,25 +134,27 @@ def load_task(
 
 def _take(part: _Part, read: RowRead) -> None:
     """Take a row's images, and keep what is small."""
-    if read.pixels is not None:
-        part.owners += [len(part.reads)] * len(read.pixels)
+    if read.pixels is not None and read.look is not None:
+        look = read.look
+        pairs = zip(look.parts, read.pixels, strict=True)
+        part.origins += [Origin(read.row, name, look.facts) for name, _ in pairs]
         part.writer.add(read.pixels)
     part.reads.append(read._replace(pixels=None))
 
 
 def _images(part: _Part, left_out: Collection[int]) -> Images:
-    rows = [part.reads[owner].row for owner in part.owners]
-    pixels = part.writer.done()
-    keep = np.array([row.line not in left_out for row in rows], bool)
+    origins, pixels = part.origins, part.writer.done()
+    keep = np.array([origin.row.line not in left_out for origin in origins], bool)
     if not keep.all():
         pixels = (
             pixels[torch.from_numpy(keep)] if isinstance(pixels, Tensor) else pixels.chosen(keep)
         )
-        rows = [row for row in rows if row.line not in left_out]
+        origins = [origin for origin in origins if origin.row.line not in left_out]
     return Images(
         pixels,
-        torch.tensor([row.label for row in rows], dtype=torch.int64),
-        tuple(row.patient for row in rows),
+        torch.tensor([origin.row.label for origin in origins], dtype=torch.int64),
+        tuple(origin.row.patient for origin in origins),
+        tuple(origins),
     )
 
 

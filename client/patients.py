@@ -13,8 +13,9 @@ from client.dataset import Images, TaskData
 from client.suppression import Behind, Key, behind_of
 from common import metrics
 from common.held_out import HELD_OUT, OF_PATIENTS
-from common.metrics import Floats, Ints, MetricState
+from common.metrics import MetricState
 from common.metrics_faults import LOGIT_MAX
+from common.ranking import Floats, Ints
 from common.study import Study, Task
 
 How = Literal["mean", "max"]
@@ -57,6 +58,23 @@ def by_patient(
         return joined, np.where(found, positive, 1 - positive)
     cases = np.unique(np.stack([owner, labels.astype(np.int64)]), axis=1)
     return joined[cases[0]], cases[1]
+
+
+def owners_of_cases(
+    labels: NDArray[Any], patients: Sequence[str], positive: int | None
+) -> tuple[str, ...]:
+    """Return whose each case of ``by_patient`` is, Q of them, in its order.
+
+    Args:
+        labels: (N,), integers: the images' classes.
+        patients: Whose each image is, N of them.
+        positive: Index of the positive class of a task of two; None for a multi-class task.
+    """
+    names, owner = np.unique(np.array(patients, str), return_inverse=True)
+    if positive is not None:
+        return tuple(names.tolist())
+    cases = np.unique(np.stack([owner, labels.astype(np.int64)]), axis=1)
+    return tuple(names[cases[0]].tolist())
 
 
 def _joined(logits: Floats, first: Ints, how: How, positive: int | None) -> Floats:

@@ -94,21 +94,7 @@ def prepare(
     model = network_of(study).to(device).to(memory_format=torch.channels_last)
     dealt = deal(study, config)
     plan_for(study, config, listed_patients(dealt), begun)
-    cache = cache_of(config, log)
-    workers, apart = workers_of(config)
-    tasks = {
-        name: load_task(
-            found.rows,
-            study.tasks[name],
-            size=study.backbone.image_size,
-            terms=found.terms,
-            workers=workers,
-            log=log,
-            cache=cache,
-            apart=apart,
-        )
-        for name, found in dealt.items()
-    }
+    tasks = load_tasks(study, config, dealt, log)
     trained = [set(data.splits["train"].patients) for data in tasks.values()]
     return Prepared(
         study=study,
@@ -121,6 +107,37 @@ def prepare(
         declaration=_declaration(tasks, config),
         behind=who_stands_behind(study, tasks),
     )
+
+
+def load_tasks(
+    study: Study, config: SiteConfig, dealt: Mapping[str, Dealt], log: logging.Logger
+) -> dict[str, TaskData]:
+    """Read the images of the tasks whose rows were dealt.
+
+    Args:
+        study: The study.
+        config: The hospital.
+        dealt: As ``deal`` returns them, or some of them.
+        log: Where the data's faults are told.
+
+    Raises:
+        DataError: What is wrong with the data, in full.
+    """
+    cache = cache_of(config, log)
+    workers, apart = workers_of(config)
+    return {
+        name: load_task(
+            found.rows,
+            study.tasks[name],
+            size=study.backbone.image_size,
+            terms=found.terms,
+            workers=workers,
+            log=log,
+            cache=cache,
+            apart=apart,
+        )
+        for name, found in dealt.items()
+    }
 
 
 def network_of(study: Study) -> FederatedModel:

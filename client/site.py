@@ -10,17 +10,19 @@ from flwr.app import RecordDict
 from client import egress
 from client.config import SiteConfig
 from client.dataset import batches
+from client.device import device_of
 from client.evaluate import evaluate
 from client.ledger import Ledger
 from client.ledger_entries import Entered
 from client.order_arrays import changes_of, load_order
 from client.prepared import Prepared, prepare
 from client.site_log import open_log
+from client.store import FINAL, FIRST
 from client.suppression import Key, suppress
 from client.train import Trained, train
 from common import metrics
 from common.arrays import Array
-from common.errors import DataError, OrderError, PrivacyError, RarefedError, StudyMismatchError
+from common.errors import OrderError, PrivacyError, RarefedError, StudyMismatchError
 from common.held_out import HELD_OUT, OF_PATIENTS
 from common.messages import (
     Declaration,
@@ -62,7 +64,7 @@ class Site:
         self.config = config
         self.ledger = ledger
         self.log = open_log(config)
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
         self._prepared: Prepared | None = None
 
     def prepare(self, study: Study) -> Prepared:
@@ -128,6 +130,10 @@ class Site:
         began = time.perf_counter()
         states = self._evaluate(prepared)
         evaluated = time.perf_counter()
+        if order.kind == "evaluate":
+            self._keep(prepared, FINAL, order.round - 1)
+        elif order.round == 1:
+            self._keep(prepared, FIRST, 0)
         done = Trained(0, 0.0)
         groups: dict[str, dict[str, Array]] = {}
         weights: dict[str, float] = {}
@@ -198,6 +204,14 @@ class Site:
                     result[name, OF_PATIENTS[split]] = metrics.to_arrays(found.of_patients)
         return result
 
+    def _keep(self, prepared: Prepared, name: str, model_round: int) -> None:
+        """Keep the network that the study begins or ends with, for this site's own figures."""
+        arrays, tasks = take(prepared.model, prepared.model.state_dict()), tuple(prepared.tasks)
+        try:
+            prepared.store.save_network(name, arrays, model_round=model_round, tasks=tasks)
+        except OSError as error:  # the study goes on without
+            self.log.error("the model cannot be kept: %s", error)  # noqa: TRY400 - expected
+
     def _train(self, prepared: Prepared, number: int) -> Trained:
         """Train the model in place, and keep what stays at this site."""
         study = prepared.study
@@ -248,15 +262,3 @@ def _trained(prepared: Prepared, seed: int, device: torch.device) -> Trained:
         features=prepared.features,
         generator=torch.Generator().manual_seed(stream(seed, "augmentation")),
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DataError(
-            f"torch finds no device {name} here.",
-            remedy="Set 'device' in site.toml to cpu or auto, or install torch with CUDA.",
-        )
-    return device

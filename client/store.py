@@ -1,21 +1,40 @@
 """What a site must remember of a study: base, local arrays, and its last reply."""
 
+import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flwr.app import RecordDict
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from common.arrays import Array, Arrays, digest
 from common.bodies import write_body
 from common.errors import OrderError
-from common.files import replacing, write_atomic
+from common.files import canonical_json, replacing, write_atomic
 
 KEPT_ROUNDS = 2
 """After a round its own local arrays are kept and those that it started from."""
+FIRST, FINAL = "first.safetensors", "final.safetensors"
+"""The network as the study's first round found it, and as its last exchange measured it here."""
+_NOTES = "rarefed"
+"""Entry of that file's header with what is known of the network, as JSON."""
 _PRIVATE = 0o600
+
+
+class Kept(NamedTuple):
+    """A network that a site keeps of a study."""
+
+    arrays: dict[str, Array]
+    """Every array of its state, the site's own ones among them."""
+    model_round: int
+    """Rounds that the network went through."""
+    tasks: tuple[str, ...]
+    """The site's tasks, whose heads came; any other head is as random as at the beginning."""
 
 
 class SiteStore:
@@ -27,6 +46,7 @@ class SiteStore:
     """
 
     def __init__(self, state: Path, study_digest: str) -> None:
+        self._study = study_digest
         self._folder = state / "studies" / study_digest[:16]
 
     def base_digest(self) -> str:
@@ -91,6 +111,46 @@ class SiteStore:
             )
         return dict(load_file(self._folder / _local_name(earlier[-1])))
 
+    def save_network(
+        self, name: str, arrays: Arrays, *, model_round: int, tasks: Sequence[str]
+    ) -> None:
+        """Keep the network of the study's beginning or end, in place of one that was kept before.
+
+        Arrays and notes are one file, so that a reader never meets one without the other.
+
+        Args:
+            name: ``FIRST`` or ``FINAL``.
+            arrays: Every array of the network's state.
+            model_round: Rounds that it went through.
+            tasks: The site's tasks.
+        """
+        notes = {"study": self._study, "model_round": model_round, "tasks": list(tasks)}
+        header = {_NOTES: canonical_json(notes).decode()}
+        with replacing(self._folder / name, mode=_PRIVATE) as temporary:
+            save_file(_in_order(arrays), temporary, metadata=header)
+
+    def load_network(self, name: str) -> Kept | None:
+        """Return what ``save_network`` kept under a name; None where nothing was.
+
+        Raises:
+            OrderError: The file is damaged, or of another study.
+        """
+        file = self._folder / name
+        if not file.is_file():
+            return None
+        remedy = "Restore it from a backup, or use an export of the coordinator."
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                notes = json.loads((opened.metadata() or {})[_NOTES])
+            study, number = notes["study"], int(notes["model_round"])
+            kept = Kept(dict(load_file(file)), number, tuple(map(str, notes["tasks"])))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            message = f"The kept model {file} cannot be read: {error}."
+            raise OrderError(message, remedy=remedy) from error
+        if study != self._study:
+            raise OrderError(f"The kept model {file} is of another study.", remedy=remedy)
+        return kept
+
     def save_reply(self, record: RecordDict, order_digest: str) -> Path:
         """Keep the reply to an order, in place of the one before, and return its file.
 
@@ -122,15 +182,19 @@ class SiteStore:
         return sorted(int(m[1]) for name in files if (m := re.fullmatch(r"local-(\d+)\..*", name)))
 
     def _write(self, name: str, arrays: Arrays) -> None:
-        values = {key: np.asarray(arrays[key], order="C") for key in arrays}
         with replacing(self._folder / name, mode=_PRIVATE) as temporary:
-            save_file(values, temporary)
+            save_file(_in_order(arrays), temporary)
 
 
 def remove_leftovers(state: Path) -> None:
     """Remove the half-written files of a process that was killed; none may be running."""
     for path in [*(state / "studies").glob("*/.*"), *(state / "cohorts").glob(".*")]:
         path.unlink()
+
+
+def _in_order(arrays: Arrays) -> dict[str, Array]:
+    """Return the arrays with their numbers in C's order, as the format wants them."""
+    return {key: np.asarray(arrays[key], order="C") for key in arrays}
 
 
 def _local_name(number: int) -> str:

@@ -146,6 +146,7 @@ def status(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
                 **asdict(study.progress()),
                 "wanted": study.control().wanted,
                 "audit_faults": audit_faults(study),
+                "test_aurocs": _last_aurocs(study),
             }
             for study_id, study in studies.items()
         },
@@ -159,19 +160,35 @@ def status(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
 def export(
     study: StudyId,
     out: Annotated[Path, typer.Argument(help="A new folder for the model, for example model.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Write the network as ONNX too, compared with torch.")
+    ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Prepared images to compare on as well: a NumPy file, (N, C, S, S)."),
+    ] = None,
     folder: Folder = DEFAULT_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Write a study's model with its study file, history and a card into a new folder."""
+    """Write a study's model with its study file, history and cards into a new folder."""
     from server.export import export as hand_on
     from server.studies import StudyFolder
 
-    card = hand_on(StudyFolder.find(_load(folder), study), out)
+    if images is not None and not onnx:
+        raise typer.BadParameter("they are compared with ONNX: add --onnx", param_hint="--images")
+    found = StudyFolder.find(_load(folder), study)
+    with err.status("writing the model"):
+        card = hand_on(found, out, onnx=onnx, images=images)
     if as_json:
         typer.echo(json.dumps(card))
         return
     _say(f"{out}: {card['study']} after {card['round']} of {card['rounds']} rounds.")
     _say(f"{card['model']}: SHA-256 {card['sha256']}")
+    if onnx:
+        made = card["onnx"]
+        gap = f"{made['largest_difference']:.1e}"
+        _say(f"{made['file']}: opset {made['opset']}, at most {gap} from torch.")
+    _say(card["notice"])
 
 
 def _load(folder: Path) -> "ServerConfig":
@@ -237,6 +254,17 @@ def _sites(config: "ServerConfig") -> dict[str, list[str]] | None:
     return {"enrolled": sorted(node.name for node in nodes), "online": online}
 
 
+def _last_aurocs(study: "StudyFolder") -> dict[str, dict[str, Any]]:
+    """Return what was measured last; nothing where the history is damaged, as is told elsewhere."""
+    from common.errors import OutputError
+    from server.history import last_aurocs, load
+
+    try:
+        return last_aurocs(load(study.path))
+    except OutputError:
+        return {}
+
+
 def _print_status(found: dict[str, Any]) -> None:
     _say("The coordinator is running." if found["running"] else "The coordinator is not running.")
     processes = Table("process", "pid", "since (UTC)", "restarts", "last exit")
@@ -255,8 +283,22 @@ def _print_status(found: dict[str, Any]) -> None:
         studies.add_row(study_id, study["state"], rounds, ", ".join(study["sites"]), study["why"])
     if found["studies"]:
         out_console.print(studies)
+    _print_aurocs(found["studies"])
     for study_id, study in found["studies"].items():
         say_faults(study_id, study["audit_faults"])
+
+
+def _print_aurocs(studies: dict[str, Any]) -> None:
+    table = Table("study", "task", "rounds trained", "test patients", "AUROC, 95 % interval")
+    for study_id, study in studies.items():
+        for task, found in study["test_aurocs"].items():
+            value, ends = found["auroc"], found["interval"]
+            text = "-" if value is None else f"{value:.3f}"
+            text += " [{:.3f}, {:.3f}]".format(*ends) if ends else ""
+            numbers = str(found["model_round"]), str(found["n_patients"])
+            table.add_row(study_id, task, *numbers, text)
+    if table.rows:
+        out_console.print(table)
 
 
 def _say(line: str) -> None:

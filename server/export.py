@@ -1,16 +1,21 @@
 """Hand a study's model on: the file, and what it is, how it came about and how well it does."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file
+
+from common.arrays import digest
 from common.errors import FederationError, OutputError
 from common.files import sha256_of, write_atomic, write_json
 from common.study import Study
 from common.versions import PROTOCOL, software_version
+from server import history
+from server.card_facts import NOTICE, facts_of
 from server.checkpoint import MODEL
 from server.history import HISTORY
+from server.model_card import MODEL_CARD, markdown
 from server.studies import StudyFolder, toml_text
 
 CARD = "card.json"
@@ -23,28 +28,34 @@ the tasks {tasks}. Safetensors: open it with any library that reads the format.
 
 - `study.toml`: what the sites agreed on (digest {digest}).
 - `history.jsonl`: one line a round: who answered, how the arriving model did on held-out patients.
+- `MODEL_CARD.md`: what was trained where and on how many patients, figures, privacy, limits.
 - `card.json`: all this for a program.
 
 State of the study when this was exported: {state}. Sites of the last round: {sites}.
 
-The figures are of the sites' own held-out patients. The model is no medical device: it has not
-been assessed for use in the care of patients.
+The figures are of the sites' own held-out patients. {notice}
 """
 
 
-def export(folder: StudyFolder, out: Path) -> dict[str, Any]:
-    """Write a study's model, study file, history and card into a new folder.
+def export(
+    folder: StudyFolder, out: Path, *, onnx: bool = False, images: Path | None = None
+) -> dict[str, Any]:
+    """Write a study's model, study file, history and cards into a new folder.
 
     Args:
         folder: The study.
         out: A folder that does not exist or is empty.
+        onnx: Write the network as ONNX too.
+        images: A NumPy file of prepared images on which ONNX is compared with torch.
 
     Returns:
         The card.
 
     Raises:
         FederationError: The study has no model yet.
-        OutputError: The folder is not empty, or cannot be written.
+        OutputError: The folder is not empty, or cannot be written; or ONNX cannot be written, and
+            the folder has everything else then.
+        WeightsError: The images are none, or the model does not fit the study's network.
     """
     study = Study.load(folder.study_file)
     if not (folder.path / MODEL).is_file():
@@ -52,6 +63,10 @@ def export(folder: StudyFolder, out: Path) -> dict[str, Any]:
             f"The study {folder.study_id} has no model yet.",
             remedy="Wait until it runs: rarefed-server status",
         )
+    if onnx:
+        from server.onnx_export import check_packages  # noqa: PLC0415 - torch: several seconds
+
+        check_packages()
     try:
         _make_empty(out)
         shutil.copyfile(folder.path / MODEL, out / MODEL)
@@ -62,13 +77,32 @@ def export(folder: StudyFolder, out: Path) -> dict[str, Any]:
         text = toml_text(study, None if weights is None else weights.name)
         write_atomic(out / "study.toml", text.encode())
         card = _card(folder, study, out)
-        write_json(out / CARD, card)
-        write_atomic(out / "README.md", _readme(card, study).encode())
+        _write_cards(card, study, out)
+        if onnx:
+            card["onnx"] = _write_onnx(study, out, images)
+            _write_cards(card, study, out)
     except OSError as error:
         raise OutputError(
             f"Cannot write {out}: {error.strerror}.", remedy="Give a folder that can be written."
         ) from error
     return card
+
+
+def _write_cards(card: dict[str, Any], study: Study, out: Path) -> None:
+    write_json(out / CARD, card)
+    write_atomic(out / MODEL_CARD, markdown(card, study).encode())
+    write_atomic(out / "README.md", _readme(card, study).encode())
+
+
+def _write_onnx(study: Study, out: Path, images: Path | None) -> dict[str, Any]:
+    """Write the network of ``out`` as ONNX beside it, and return what the card says of that."""
+    from server.onnx_export import ONNX, export_onnx, load_images  # noqa: PLC0415 - torch
+    from server.stored_model import load_model  # noqa: PLC0415 - torch
+
+    given = None if images is None else load_images(images, study)
+    model = load_model(study, out / MODEL)
+    found = export_onnx(model, study, out / ONNX, given, model_sha256=sha256_of(out / MODEL))
+    return {"file": ONNX, "sha256": sha256_of(out / ONNX), **found._asdict()}
 
 
 def _make_empty(out: Path) -> None:
@@ -79,13 +113,6 @@ def _make_empty(out: Path) -> None:
 
 def _card(folder: StudyFolder, study: Study, out: Path) -> dict[str, Any]:
     progress = folder.progress()
-    file = out / HISTORY
-    records = (
-        [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        if file.is_file()
-        else []
-    )
-    measured = next((record for record in reversed(records) if record["tasks"]), None)
     return {
         "format": "rarefed-model",
         "study": study.name,
@@ -96,17 +123,17 @@ def _card(folder: StudyFolder, study: Study, out: Path) -> dict[str, Any]:
         "sites": list(progress.sites),
         "model": MODEL,
         "sha256": sha256_of(out / MODEL),
+        # What a prediction names: it stays the same however the file is written.
+        "arrays_sha256": digest(load_file(out / MODEL)),
         "backbone": study.backbone.name,
         "image_size": study.backbone.image_size,
         "tasks": {name: task.model_dump(mode="json") for name, task in study.tasks.items()},
-        # The figures of a line are of the model that arrived in that round.
-        "measured_round": measured["model_round"] if measured else None,
-        "figures": measured["tasks"] if measured else {},
         "software": software_version(),
         "protocol": PROTOCOL,
+        **facts_of(study, history.load(out), progress.round),
     }
 
 
 def _readme(card: dict[str, Any], study: Study) -> str:
     listed = {"tasks": ", ".join(study.tasks), "sites": ", ".join(card["sites"]) or "none"}
-    return _README.format(**{**card, **listed})
+    return _README.format(**{**card, **listed, "notice": NOTICE})

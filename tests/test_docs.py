@@ -20,8 +20,9 @@ from client.config import SiteConfig
 from client.manifest import FIXED_SPLITS
 from client.manifest_columns import OPTIONAL, REQUIRED
 from common import errors
-from common.metrics import BINS, CALIBRATION_BINS, LOGIT_LIMIT, METRICS
+from common.metrics import CALIBRATION_BINS, METRICS
 from common.models import build_model
+from common.ranking import BINS, LOGIT_LIMIT
 from common.study import Study
 from common.study_faults import _OPTION_RANGES, STRATEGY_OPTIONS
 from server.history import RoundRecord

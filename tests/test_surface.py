@@ -30,6 +30,9 @@ SURFACE = {
         "pause": ["SITE", "--off", "--json"],
         "vault": ["SITE"],
         "courier": ["SITE"],
+        "predict": [
+            "SITE", "MODEL", "FILES", "--task", "--dicom", "--csv", "--json",
+        ],
         "ledger": ["SITE", "--json"],
         "manifest build": ["FOLDER", "--out", "--json"],
         "audit verify": ["SITE", "--head", "--json"],
@@ -37,6 +40,11 @@ SURFACE = {
         "audit show": ["SITE", "--last", "--study", "--json"],
         "cache show": ["SITE", "--json"],
         "cache clear": ["SITE", "--json"],
+        "evaluate": ["SITE", "--study", "--model", "--alone", "--json"],
+        "explain": [
+            "SITE", "--study", "--out", "--model", "--task", "--method", "--cells", "--count",
+            "--json",
+        ],
     },
     "rarefed-server": {
         "init": [
@@ -53,7 +61,7 @@ SURFACE = {
         "stop": ["STUDY", "--folder", "--json"],
         "status": ["--folder", "--json"],
         "heads": ["STUDY", "--folder", "--json"],
-        "export": ["STUDY", "OUT", "--folder", "--json"],
+        "export": ["STUDY", "OUT", "--onnx", "--images", "--folder", "--json"],
         "check": ["STUDY", "--json"],
     },
     "rarefed-sim": {

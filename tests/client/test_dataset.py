@@ -181,6 +181,10 @@ def test_each_slice_has_the_label_and_patient_of_its_row(tmp_path: Path) -> None
     pixels = images.pixels[:]
     assert torch.equal(pixels[0], pixels[3])
     assert torch.equal(pixels[2], pixels[4])
+    assert [origin.row.path for origin in images.origins] == [
+        volume, volume, volume, rows[0].path, rows[2].path,
+    ]  # fmt: skip
+    assert [origin.part for origin in images.origins] == ["1", "2", "3", "", ""]
 
 
 def test_the_number_of_readers_changes_nothing(tmp_path: Path) -> None:
@@ -206,6 +210,8 @@ def test_an_unreadable_image_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
     assert data.unreadable == 2
     assert data.splits["train"].labels.tolist() == [rows[i].label for i in (0, 2, 3)]
     assert data.splits["train"].patients == tuple(rows[i].patient for i in (0, 2, 3))
+    assert [o.row for o in data.splits["train"].origins] == [rows[i] for i in (0, 2, 3)]
+    assert {o.facts.kind for o in data.splits["train"].origins} == {"PNG"}
     assert len(data.splits["validation"]) == 1
     assert len(caplog.messages) == 2
     for message, row in zip(caplog.messages, (rows[1], more[1]), strict=True):

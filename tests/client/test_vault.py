@@ -368,6 +368,6 @@ def test_a_start_clears_what_a_crash_left(
     vault = Vault(vault.config)
     assert list(vault.spool.iterdir()) == []
     assert {p.name for p in path.parent.iterdir()} == {
-        "base.safetensors", "base.sha256", path.name,
+        "base.safetensors", "base.sha256", "first.safetensors", path.name,
     }  # fmt: skip
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

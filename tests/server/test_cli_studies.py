@@ -131,6 +131,18 @@ def test_the_heads_of_the_audit_logs(config: ServerConfig, folder: StudyFolder) 
         assert found == f"{folder.study_id}, round 2: b: its audit log went back."
 
 
+def test_the_status_tells_the_last_auroc(config: ServerConfig, folder: StudyFolder) -> None:
+    """Each task's AUROC on test patients stands there with its interval, once it was measured."""
+    record = RoundRecord(2, 1, trained=False)
+    pooled = {"auroc": 0.8125, "n_patients": 64}
+    test = {"pooled": pooled, "intervals": {"pooled": {"auroc": [0.701, 0.92]}}}
+    record.tasks = {"grade": {"test": test}}
+    append(folder.path, record)
+    found = json.loads(call(config, "status", "--json"))["studies"][folder.study_id]
+    assert found["test_aurocs"]["grade"]["interval"] == [0.701, 0.92]
+    assert all(word in call(config, "status") for word in ("grade", "64", "0.812", "0.920"))
+
+
 def test_a_damaged_history_does_not_hide_the_status(
     config: ServerConfig, folder: StudyFolder
 ) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import FederationError, OutputError
+from common.arrays import digest
+from common.errors import FederationError, OutputError, WeightsError
 from common.files import sha256_of
+from common.models import build_model
 from common.study import Study
+from common.weights import take
 from server import history
+from server.card_facts import NOTICE
 from server.checkpoint import MODEL, save_model
 from server.config import init_folder
 from server.export import export
@@ -54,6 +58,11 @@ def test_the_export_is_the_model_and_what_it_is(folder: StudyFolder, tmp_path: P
     assert Study.load(out / "study.toml").digest() == card["digest"]
     assert (out / "history.jsonl").read_text() == (folder.path / "history.jsonl").read_text()
     assert "after 2 of 3 rounds" in (out / "README.md").read_text()
+    model_card = (out / "MODEL_CARD.md").read_text()
+    assert card["sha256"] in model_card
+    assert "Not a medical device" in model_card
+    assert card["arrays_sha256"] == digest({"weight": np.arange(6, dtype=np.float32)})
+    assert (card["notice"], card["operating"]) == (NOTICE, {})
 
 
 def test_nothing_of_the_machine_is_exported(folder: StudyFolder, tmp_path: Path) -> None:
@@ -78,3 +87,28 @@ def test_a_study_without_a_model_cannot_be_exported(folder: StudyFolder, tmp_pat
     with pytest.raises(FederationError, match="no model yet"):
         export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_onnx_is_written_beside_the_rest(folder: StudyFolder, tmp_path: Path) -> None:
+    """The card names file, digest, opset and the largest difference from torch."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    study = Study.load(folder.study_file)
+    model = build_model(study)
+    save_model(folder.path, take(model, model.state_dict()), {"round": "2"})
+    card = export(folder, tmp_path / "out", onnx=True)
+    made = card["onnx"]
+    assert made["sha256"] == sha256_of(tmp_path / "out" / made["file"])
+    assert made["largest_difference"] <= 1e-4
+    assert card == json.loads((tmp_path / "out" / "card.json").read_text())
+    assert f"opset {made['opset']}" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+
+
+def test_a_model_of_another_network_gives_no_onnx(folder: StudyFolder, tmp_path: Path) -> None:
+    """It is refused, and what was written before stays without a word of ONNX."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with pytest.raises(WeightsError, match="cannot be used"):
+        export(folder, tmp_path / "out", onnx=True)
+    assert "onnx" not in json.loads((tmp_path / "out" / "card.json").read_text())

@@ -1,0 +1,171 @@
+"""What is known of a study's model at the coordinator, as one table for people and programs.
+
+Nothing is computed anew: the figures are those of the history, with their intervals where the
+history has them. What only the sites know, such as the epsilon that each has spent, is not here.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.held_out import HELD_OUT
+from common.study import Study
+from server.history import RoundRecord
+
+SPREAD_OF = ("auroc", "balanced_accuracy", "sensitivity", "specificity", "calibration_error")
+"""Metrics whose worst site and spread are told."""
+RULE = "youden"
+"""The operating point that predictions are held to; see ``common/operating.py``."""
+LESS_IS_BETTER = frozenset({"brier", "calibration_error", "loss", "auroc_bound"})
+NOTICE = (
+    "Not a medical device: the model has not been assessed for use in the care of patients, and "
+    "must not inform it."
+)
+
+
+def facts_of(study: Study, records: Sequence[RoundRecord], number: int) -> dict[str, Any]:
+    """Return what the history says of how a study's model came about and how well it does.
+
+    Args:
+        study: The study.
+        records: Its history, in the order of the rounds.
+        number: Rounds that the model at hand has been trained for.
+    """
+    measured = next((record for record in reversed(records) if record.tasks), None)
+    same = measured is not None and measured.model_round == number
+    return {
+        "notice": NOTICE,
+        "training": _training(study, records),
+        "sites_seen": _sites(records),
+        "declared": _last(records, "declared"),
+        "each_image": _last(records, "each_image"),
+        "figures": measured.tasks if measured else {},
+        # The figures of a line are of the model that arrived in that round.
+        "measured_round": measured.model_round if measured else None,
+        # A threshold is good for the very model that it was chosen with.
+        "operating": operating_of(study, measured) if measured and same else {},
+        "spread": _spread(measured.tasks) if measured else {},
+        "privacy": privacy_of(study, records),
+        "weights": weights_of(study),
+    }
+
+
+def operating_of(study: Study, measured: RoundRecord) -> dict[str, Any]:
+    """Return temperature and operating points by task, as the sites' validation patients gave them.
+
+    Where patients have several images, they are those at which each patient counts once. A task
+    with a positive class has ``log_odds`` too: the threshold of ``RULE``, before the temperature.
+    """
+    found: dict[str, Any] = {}
+    for name, task in study.tasks.items():
+        told = measured.tasks.get(name, {}).get("test", {})
+        counted = "patients" if "patients" in told else "images"
+        told = told.get("patients", told)
+        points, scaling = told.get("operating_points") or {}, told.get("temperature")
+        chosen = points.get(task.positive) if task.positive else None
+        if scaling or any(points.values()):
+            found[name] = {
+                "counted": counted,
+                "temperature": scaling["value"] if scaling else None,
+                "log_odds": chosen[RULE]["threshold"] if chosen else None,
+                "rule": RULE if chosen else "",
+                "scaling": scaling,
+                "points": points,
+            }
+    return found
+
+
+def privacy_of(study: Study, records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """Return what is promised and known of privacy; None for each kind that the study lacks."""
+    site = None
+    if study.privacy is not None:
+        site = {
+            "unit": "one training patient of one site",
+            **study.privacy.model_dump(mode="json"),
+            "spent": None,  # in each site's ledger, which never leaves it
+        }
+    central = None
+    if study.central_privacy is not None:
+        costs = [r.central_privacy for r in records if r.central_privacy]
+        central = {
+            "unit": "one site's change of the model",
+            **study.central_privacy.model_dump(mode="json"),
+            "spent": {k: costs[-1][k] for k in ("epsilon", "delta")} if costs else None,
+            "rounds": len(costs),
+        }
+    return {"patients": site, "sites": central}
+
+
+def weights_of(study: Study) -> dict[str, Any]:
+    """Return where the backbone's weights began, and under which licence, as far as is known."""
+    backbone = study.backbone
+    if backbone.weights == "none":
+        return {"source": "random numbers", "sha256": None, "licence": None}
+    if backbone.weights_file is not None:
+        name, digest = backbone.weights_file.name, backbone.sha256
+        return {"source": f"the file {name}", "sha256": digest, "licence": None}
+    import timm  # noqa: PLC0415 - takes seconds, and this needs nothing but its list
+
+    settings = timm.get_pretrained_cfg(backbone.name)
+    hub = getattr(settings, "hf_hub_id", None)
+    licence = getattr(settings, "license", None)
+    where = f" ({hub})" if hub else ""
+    return {"source": f"timm's weights{where}", "sha256": None, "licence": licence}
+
+
+def _training(study: Study, records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """Return how the model was trained."""
+    combined = [record for record in records if record.combined]
+    return {
+        "rounds_combined": len(combined),
+        "strategy": study.federation.strategy,
+        "weighting": study.federation.weighting,
+        "normalisation": study.backbone.normalisation,
+        **study.training.model_dump(mode="json"),
+        "seconds": round(sum(record.seconds.get("total", 0.0) for record in records), 1),
+    }
+
+
+def _sites(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
+    """Return by site in how many rounds it answered, and how often and why it did not."""
+    names = sorted({site for r in records for site in [*r.asked, *r.answered, *r.refused]})
+    trained = [record for record in records if record.combined]
+    return {
+        site: {
+            "rounds": sum(site in record.answered for record in trained),
+            "refused": dict(Counter(r.refused[site] for r in records if site in r.refused)),
+            "silent": sum(site in record.silent for record in records),
+            "late": sum(record.late.count(site) for record in records),
+            "audit_faults": sum(site in record.audit_faults for record in records),
+        }
+        for site in names
+    }
+
+
+def _last(records: Sequence[RoundRecord], name: str) -> dict[str, Any]:
+    """Return what the last line that says something of a kind says."""
+    said = (getattr(record, name) for record in reversed(records))
+    return next((value for value in said if value), {})
+
+
+def _spread(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return lowest, highest and worst site of the metrics of ``SPREAD_OF``, by task and split."""
+    found: dict[str, Any] = {}
+    for task, splits in tasks.items():
+        for split in HELD_OUT:
+            sites = splits.get(split, {}).get("per_site", {})
+            rows = {metric: _worst(sites, metric) for metric in SPREAD_OF}
+            if any(rows.values()):
+                found.setdefault(task, {})[split] = {k: v for k, v in rows.items() if v}
+    return found
+
+
+def _worst(sites: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+    """Return the spread of a metric over the sites that have it; None of fewer than two."""
+    values = {s: f[metric] for s, f in sites.items() if f.get(metric) is not None}
+    if len(values) < 2:  # noqa: PLR2004 - one site has no spread
+        return None
+    pick = max if metric in LESS_IS_BETTER else min
+    worst = pick(values, key=lambda site: values[site])
+    low, high = min(values.values()), max(values.values())
+    return {"lowest": low, "highest": high, "worst_site": worst, "sites": len(values)}

@@ -4,7 +4,6 @@ What does not train gives an image the same from the first round to the last. Sh
 a split, n of them, C channels, S image size; ... is what the frozen part gives of an image.
 """
 
-from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,7 +47,7 @@ class FrozenFeatures:
             float32, shape (n, ...).
         """
         if images not in self._known:
-            self._known[images] = self._all(images) if self._has_room(images) else None
+            self._known[images] = self._all(images)
         known = self._known[images]
         if known is None:
             return self._computed(images, indices)
@@ -58,15 +57,16 @@ class FrozenFeatures:
         """Forget all features: the frozen part has got other weights."""
         self._known.clear()
 
-    def _has_room(self, images: Images) -> bool:
-        if not len(images):
-            return False
+    def _all(self, images: Images) -> Tensor | None:
+        """Return the features of all images; None of none, and where there is no room for them."""
+        if not (batches := batches_of(images)):
+            return None
+        first, *others = batches
+        start = self._computed(images, first)
         kept = sum(known.nbytes for known in self._known.values() if known is not None)
-        one = self._computed(images, torch.tensor([0]))
-        return kept + len(images) * one.nbytes <= KEPT_BYTES
-
-    def _all(self, images: Images) -> Tensor:
-        return torch.cat([self._computed(images, some) for some in batches_of(images)])
+        if kept + start.nbytes / len(first) * len(images) > KEPT_BYTES:
+            return None
+        return torch.cat([start, *(self._computed(images, some) for some in others)])
 
     def _computed(self, images: Images, indices: Tensor) -> Tensor:
         x_nCSS = images.pixels[indices].to(self._device)
@@ -87,9 +87,9 @@ def frozen_features(
     return None if part is None else FrozenFeatures(part, model, device)
 
 
-def batches_of(images: Images) -> Iterator[Tensor]:
-    """Yield the indices of all images in their order, ``BATCH`` at a time; none of no images."""
-    return (some for some in torch.arange(len(images)).split(BATCH) if len(some))
+def batches_of(images: Images) -> list[Tensor]:
+    """Return the indices of all images in their order, ``BATCH`` at a time; none of no images."""
+    return [some for some in torch.arange(len(images)).split(BATCH) if len(some)]
 
 
 def channel_statistics(model: FederatedModel, device: torch.device) -> tuple[Tensor, Tensor]:

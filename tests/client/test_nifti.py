@@ -281,7 +281,8 @@ def test_a_cut_or_altered_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "start", [b"", b"\x1f\x8b", gzip.compress(b"text", mtime=0), b"\x1f\x8b" + bytes(99), bytes(400)]
+    "start",
+    [b"", b"\x1f\x8b", gzip.compress(b"text", mtime=0), b"\x1f\x8b" + bytes(99), bytes(400)],
 )
 def test_other_files_are_no_nifti(start: bytes) -> None:
     """Empty, gzip of something else, and damaged gzip are not taken for NIfTI."""

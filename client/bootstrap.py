@@ -107,7 +107,7 @@ def differences(one: Cases, other: Cases, *, seed: int, draws: int = DRAWS) -> d
             one,
             paired=True,
         )
-        if name not in apart or apart[name] >= LEAST_PATIENTS
+        if apart.get(name, LEAST_PATIENTS) >= LEAST_PATIENTS or np.isnan(minus(values, name)[0])
         else Estimate(
             float(minus(values, name)[0]),
             None,

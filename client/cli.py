@@ -19,6 +19,7 @@ from client import (
     cli_manifest,
     cli_predict,
     cli_privacy,
+    cli_report,
     cli_studies,
 )
 from client.cli_daemon import AsJson, Site, folder_of
@@ -184,6 +185,7 @@ cli_manifest.register(app)
 cli_explain.register(app)
 cli_evaluate.register(app)
 cli_predict.register(app)
+cli_report.register(app)
 
 
 def _check_stopped(site: Path) -> None:

@@ -70,6 +70,8 @@ class Limits(_Section):
     """What prepared images may take on the disk, in megabytes (10^6 bytes); 0 keeps none."""
     patients: Literal["exact", "rounded"] = "exact"
     """How the site states its numbers of patients and images: as they are, or rounded to fives."""
+    attention: Literal["keep", "report"] = "keep"
+    """Whether means of where the network looks may leave where a study asks for them."""
 
 
 class SiteConfig(_Section):

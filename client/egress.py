@@ -10,14 +10,18 @@ hidden in them, as in the seconds, by whoever can change the site's own software
 
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from client.attention_suppression import Looked, may_report, withheld_attention
 from client.config import Limits
 from client.suppression import Behind, Key, stated, withheld
+from common import attention as attention_sums
 from common import errors, metrics
 from common.arrays import Arrays, form_of, pieces_of, size_in_bytes
+from common.attention import ATTENTION, Table
 from common.errors import EgressError, RarefedError, ReplyError
 from common.held_out import HELD_OUT, SPLIT_OF
 from common.messages import Counted, Declaration, Order, Reply, Training, rounded
@@ -43,6 +47,8 @@ class Own(NamedTuple):
     """As the site states it: exact, or rounded."""
     behind: Mapping[Key, Behind]
     """Who stands behind the figures of each task and split."""
+    looked: Looked = MappingProxyType({})
+    """Who stands behind the sums of attention of each task."""
 
 
 def release(reply: Reply, order: Order, limits: Limits, own: Own) -> Reply:
@@ -85,6 +91,7 @@ def _faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Iterator[st
     yield from _group_faults(reply, order)
     yield from _weight_faults(reply, order, own)
     yield from _metrics_faults(reply, order, limits, own)
+    yield from _attention_faults(reply, order, limits, own)
     yield from _size_faults(reply, limits)
 
 
@@ -213,6 +220,8 @@ def _metrics_faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Ite
     tasks = order.study.tasks if order.kind != "check" else {}
     states: dict[Key, MetricState] = {}
     for (name, split), arrays in reply.metrics.items():
+        if split == ATTENTION:
+            continue
         if name not in tasks or split not in SPLIT_OF or (name, split) not in own.behind:
             yield "metrics of a task or split that were not asked for"
             continue
@@ -243,6 +252,34 @@ def _agree(state: MetricState, declared: Counted, behind: Behind, *, of_images: 
         and state.n_patients == len(set().union(*behind.classes))
         and state.confusion.sum(axis=1).tolist() == counts
     )
+
+
+def _attention_faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Iterator[str]:
+    """Yield what is no sum over enough of the patients whose maps the site has looked at."""
+    tables: dict[str, Table] = {}
+    for (name, what), arrays in reply.metrics.items():
+        if what != ATTENTION:
+            continue
+        if name not in order.study.tasks or name not in own.looked:
+            yield "attention of a task that was not looked at"
+            continue
+        if not all(_is_plain(array) for array in arrays.values()):
+            yield f"{name}, {what}: no plain array"
+            continue
+        try:
+            table = attention_sums.from_arrays(arrays)
+        except ReplyError as error:
+            yield f"{name}, {what}: {error.message}"
+            continue
+        tables[name] = table
+        if not may_report(order, limits) or not table.any():
+            yield f"{name}, {what}: not asked for, kept by the hospital, or of nobody"
+        patients = [stated(len(behind), limits) for behind in own.looked[name]]
+        if any(count not in (0, known) for count, known in zip(table[:, 0], patients, strict=True)):
+            yield f"{name}, {what}: not of the patients who were looked at"
+    found = withheld_attention(tables, reply.metrics, order, limits, own.behind, own.looked)
+    for (name, figure), reason in found.items():
+        yield f"{name}, {ATTENTION}, {figure}: {reason}"
 
 
 def _size_faults(reply: Reply, limits: Limits) -> Iterator[str]:

@@ -3,6 +3,7 @@
 Shapes: N pictures of a row, K classes, H and W the size of a picture, S the study's image size.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from client.attention_warnings import Share, shares, warnings_of
 from client.cam_layers import Layer, evaluating
-from client.explain import Method, explain, scores
+from client.explain import Explained, Method, explain, scores
 from client.faithfulness import Faithfulness, faithfulness, likeness
 from client.features import channel_statistics
 from client.geometry import geometry_of, to_image
@@ -40,6 +41,32 @@ class Asked(NamedTuple):
     size: int
     method: Method
     device: torch.device
+
+
+class Look(NamedTuple):
+    """Where the network looks in the picture of a row that matters most, and what is there."""
+
+    image: NDArray[np.float32]
+    """The picture, shape (H, W) or (H, W, 3)."""
+    part: str
+    """Which slice or frame of the row it is."""
+    pixels: torch.Tensor
+    """The picture as the network takes it, shape (1, 3, S, S)."""
+    label: int
+    """Index of the class that is explained."""
+    found: Explained
+    """Logits (1, K), and the map at the layer's grid."""
+    map: NDArray[np.float32]
+    """The map over the picture, shape (H, W)."""
+    mask: NDArray[np.bool_] | None
+    """What the manifest marks in it."""
+    localisation: Localisation | None
+    """None where the row marks nothing, or has another label than the class that is explained."""
+    attention: dict[str, Share]
+
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers of the map, by name; a part of those of a case."""
+        return _of_map(self.localisation, self.attention)
 
 
 @dataclass(frozen=True)
@@ -75,15 +102,11 @@ class Case:
     def scalars(self) -> dict[str, float]:
         """Return the numbers of which means may be made, by name."""
         found: dict[str, float] = {"empty": float(self.empty)}
-        if self.localisation is not None:
-            found |= {name: float(v) for name, v in self.localisation._asdict().items()}
         if self.faithfulness is not None:
             found |= self.faithfulness._asdict()
         if self.likeness is not None:
             found["randomised_likeness"] = self.likeness
-        for place, share in self.attention.items():
-            found |= {f"{place}_attention": share.of_map, f"{place}_area": share.of_area}
-        return found
+        return found | _of_map(self.localisation, self.attention)
 
     def as_json(self) -> dict[str, Any]:
         """Return what the site's own file says of the case."""
@@ -107,36 +130,67 @@ def explained_case(row: Row, asked: Asked) -> tuple[Case, bytes]:
         ImageError: The row's image or mask cannot be read, or they do not fit.
         DivergedError: The network gives no finite numbers.
     """
+    look = look_at(row, asked)
+    labels, maps = np.array([look.label]), look.found.maps
+    empty = not maps.any()
+    true = None if empty else faithfulness(asked.model, look.pixels, asked.name, labels, maps)[0]
+    chances_K = scores(look.found.logits)[0]
+    case = Case(
+        line=row.line,
+        part=look.part,
+        patient=row.patient,
+        label=asked.task.classes[row.label],
+        explained=asked.task.classes[look.label],
+        probability=float(chances_K[look.label]),
+        predicted=asked.task.classes[int(chances_K.argmax())],
+        localisation=look.localisation,
+        attention=look.attention,
+        faithfulness=true,
+        likeness=_likeness(look.pixels, labels, asked),
+        empty=empty,
+    )
+    return case, overlay(look.image, look.map, _words(case, asked), look.mask)
+
+
+def look_at(row: Row, asked: Asked) -> Look:
+    """Read a row, make the map of the picture of it that matters most, and measure the map.
+
+    Raises:
+        ImageError: The row's image or mask cannot be read, or they do not fit.
+        DivergedError: The network gives no finite numbers.
+    """
     source = read_images(row.path, reading_of(asked.task), row.slices)
     side = row.laterality or source.facts.laterality
     inputs = [_input(picture, asked, side) for picture in source.pictures]
-    logits_NK = _logits(inputs, asked)
-    chosen, label = _most_telling(logits_NK, asked.task.positive_index)
+    chosen, label = _most_telling(_logits(inputs, asked), asked.task.positive_index)
     image, x_1CSS = source.pictures[chosen].values, inputs[chosen]
     labels = np.array([label])
     found = explain(asked.model, x_1CSS, asked.name, labels, asked.layer, asked.method)
-    empty = not found.maps.any()
     geometry = geometry_of(image, asked.size, asked.task.preparation, asked.task.modality, side)
     map_HW = to_image(found.maps[0], geometry)
     single = len(source.pictures) == 1  # a mask is of one picture, and nothing says of which
     mask = mark_of(row, *image.shape[:2]) if single else None
-    true = None if empty else faithfulness(asked.model, x_1CSS, asked.name, labels, found.maps)[0]
-    chances_K = scores(found.logits)[0]
-    case = Case(
-        line=row.line,
+    return Look(
+        image=image,
         part=source.pictures[chosen].part,
-        patient=row.patient,
-        label=asked.task.classes[row.label],
-        explained=asked.task.classes[label],
-        probability=float(chances_K[label]),
-        predicted=asked.task.classes[int(chances_K.argmax())],
+        pixels=x_1CSS,
+        label=label,
+        found=found,
+        map=map_HW,
+        mask=mask,
         localisation=localised(map_HW, mask) if mask is not None and row.label == label else None,
         attention=shares(map_HW, image, asked.task.modality),
-        faithfulness=true,
-        likeness=_likeness(x_1CSS, labels, asked),
-        empty=empty,
     )
-    return case, overlay(image, map_HW, _words(case, asked), mask)
+
+
+def _of_map(localisation: Localisation | None, attention: Mapping[str, Share]) -> dict[str, float]:
+    """Return the numbers of a map, by name."""
+    found: dict[str, float] = {}
+    if localisation is not None:
+        found |= {name: float(value) for name, value in localisation._asdict().items()}
+    for place, share in attention.items():
+        found |= {f"{place}_attention": share.of_map, f"{place}_area": share.of_area}
+    return found
 
 
 def _likeness(x_1CSS: torch.Tensor, labels: NDArray[np.int64], asked: Asked) -> float | None:

@@ -3,11 +3,13 @@
 import hashlib
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import RecordDict
 
 from client import egress
+from client.attention_suppression import Looked, may_report, suppress_attention
 from client.config import SiteConfig
 from client.dataset import batches
 from client.device import device_of
@@ -22,6 +24,8 @@ from client.suppression import Key, suppress
 from client.train import Trained, train
 from common import metrics
 from common.arrays import Array
+from common.attention import ATTENTION
+from common.attention import to_arrays as sums_to_arrays
 from common.errors import OrderError, PrivacyError, RarefedError, StudyMismatchError
 from common.held_out import HELD_OUT, OF_PATIENTS
 from common.messages import (
@@ -35,6 +39,9 @@ from common.messages import (
 from common.seeds import stream
 from common.study import Study
 from common.weights import take
+
+if TYPE_CHECKING:
+    from client.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,8 @@ class Site:
                 load_order(prepared, order)
             if order.kind == "train":
                 entered = self._enter(prepared, order.round, sealed)
-            return self._let_out(self._follow(prepared, order, digest), prepared, order, entered)
+            reply, looked = self._follow(prepared, order, digest)
+            return self._let_out(reply, looked, prepared, order, entered)
         except RarefedError as error:
             self.log.error(  # noqa: TRY400 - expected, so without a traceback
                 "round %d refused (%s): %s", order.round, error.code, error
@@ -123,12 +131,15 @@ class Site:
             refused = RarefedError("failed")
         return Answer(egress.refusal(self.config.name, digest, order.round, refused), entered)
 
-    def _follow(self, prepared: Prepared, order: Order, digest: str) -> Reply:
+    def _follow(self, prepared: Prepared, order: Order, digest: str) -> tuple[Reply, Looked]:
+        """Return the reply, and who stands behind the sums of attention in it."""
         if order.kind == "check":
             declared = prepared.declare()
-            return Reply(self.config.name, digest, order.round, declaration=declared)
+            return Reply(self.config.name, digest, order.round, declaration=declared), {}
         began = time.perf_counter()
         states = self._evaluate(prepared)
+        looked = self._look(prepared) if may_report(order, self.config.limits) else {}
+        states |= {(name, ATTENTION): sums_to_arrays(of.table) for name, of in looked.items()}
         evaluated = time.perf_counter()
         if order.kind == "evaluate":
             self._keep(prepared, FINAL, order.round - 1)
@@ -141,7 +152,7 @@ class Site:
             done = self._train(prepared, order.round)
             groups, weights = changes_of(prepared, order)
         trained = time.perf_counter()
-        return Reply(
+        reply = Reply(
             site=self.config.name,
             digest=digest,
             round=order.round,
@@ -155,14 +166,21 @@ class Site:
             weights=weights,
             metrics=states,
         )
+        return reply, {name: of.patients for name, of in looked.items()}
 
     def _let_out(
-        self, reply: Reply, prepared: Prepared, order: Order, entered: Entered | None
+        self,
+        reply: Reply,
+        looked: Looked,
+        prepared: Prepared,
+        order: Order,
+        entered: Entered | None,
     ) -> Answer:
         """Take out what too few patients stand behind, and let the rest through the one door."""
         limits, measured = self.config.limits, tuple(reply.metrics)
-        own = egress.Own(self.config.name, prepared.declare(), prepared.behind)
+        own = egress.Own(self.config.name, prepared.declare(), prepared.behind, looked)
         reply = suppress(reply, order, limits, prepared.behind)
+        reply = suppress_attention(reply, order, limits, prepared.behind, looked)
         return Answer(egress.release(reply, order, limits, own), entered, measured)
 
     def _enter(self, prepared: Prepared, number: int, sealed: str) -> Entered | None:
@@ -203,6 +221,14 @@ class Site:
                 if found.of_patients is not None:
                     result[name, OF_PATIENTS[split]] = metrics.to_arrays(found.of_patients)
         return result
+
+    def _look(self, prepared: Prepared) -> dict[str, "Attention"]:
+        """Measure where the arriving model looks in every task's test images."""
+        from client.attention import attentions  # noqa: PLC0415 - grad-cam takes seconds to import
+
+        images = {name: data.splits["test"] for name, data in prepared.tasks.items()}
+        limits, study = self.config.limits, prepared.study
+        return attentions(prepared.model, images, study, limits, device=self.device, log=self.log)
 
     def _keep(self, prepared: Prepared, name: str, model_round: int) -> None:
         """Keep the network that the study begins or ends with, for this site's own figures."""

@@ -167,7 +167,7 @@ def _reason(
         return "a bin of a histogram has too few patients"
     if not _is_blurred(state, limits):
         return "losses are told more exactly than bins are"
-    if any(_differ_by_few(behind[key], behind[other], limits) for other in kept):
+    if any(differ_by_few(behind[key], behind[other], limits) for other in kept):
         return "too few patients make the difference to another task"
     return ""
 
@@ -220,7 +220,7 @@ def _has_small_class(state: MetricState, behind: Behind, limits: Limits) -> bool
     return few and limits.minimum_patients > 1
 
 
-def _differ_by_few(one: Behind, other: Behind, limits: Limits) -> bool:
+def differ_by_few(one: Behind, other: Behind, limits: Limits) -> bool:
     """Say whether a number of one task, taken from one of another, leaves too few patients."""
 
     def counted(behind: Behind) -> list[frozenset[str]]:
@@ -237,7 +237,7 @@ def _tell_few_apart(images: Behind, patients: Behind, limits: Limits) -> bool:
     """Say whether the two states of a split count too few patients between them."""
     classes_of = Counter(chain.from_iterable(images.classes))
     mixed = sum(number > 1 for number in classes_of.values())
-    return 0 < mixed < limits.minimum_patients or _differ_by_few(images, patients, limits)
+    return 0 < mixed < limits.minimum_patients or differ_by_few(images, patients, limits)
 
 
 def _merged(state: MetricState, least: _Least) -> MetricState:

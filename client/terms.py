@@ -20,6 +20,10 @@ NO_PRIVACY = (
     "none beyond this: the study asks for no differential privacy. Who has the changes of the "
     "network could learn something about single training images"
 )
+ATTENTION = (
+    "at the end: where the network looks in test images, as means over patients; no map, no image"
+)
+"""Where the study asks for it and the hospital's limits let it go."""
 LOSS = REPORTED[4]
 NO_LOSS = "each round: the number of steps and the seconds it took; no loss, as no noise covers it"
 
@@ -55,8 +59,15 @@ def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
         "held_out": {"validation": split.validation, "test": split.test},
         "privacy": _privacy(study, config),
         "central_privacy": _central_privacy(study),
-        "reported": [NO_LOSS if study.privacy and line == LOSS else line for line in REPORTED],
+        "reported": _reported(study, config),
     }
+
+
+def _reported(study: Study, config: SiteConfig) -> list[str]:
+    lines = [NO_LOSS if study.privacy and line == LOSS else line for line in REPORTED]
+    if study.evaluation.attention != "none" and config.limits.attention == "report":
+        lines.insert(-1, ATTENTION)
+    return lines
 
 
 def _privacy(study: Study, config: SiteConfig) -> str:

@@ -9,7 +9,8 @@
             ArrayRecord  one for each group      the change (local minus global) of its arrays
             MetricRecord "weights"           what each group's change weighs
             ArrayRecord  "metrics/T/S"       sums and histograms of task T; S is a split, or
-                                                 its patients (``common/held_out.py``)
+                                                 its patients (``common/held_out.py``), or
+                                                 where the network looks (``common/attention.py``)
             ConfigRecord "audit"             of a vault: the head of its audit log
 
 What travels is the change, never the local weights: a change may be cast to fewer bits at small
@@ -163,7 +164,8 @@ class Reply(NamedTuple):
     groups: Mapping[str, Arrays] = {}
     weights: Mapping[str, float] = {}
     metrics: Mapping[tuple[str, str], Arrays] = {}
-    """Metric states as arrays, by task and name of the state; a site may leave out some or all."""
+    """Metric states and sums of attention as arrays, by task and name of the state; a site may
+    leave out some or all."""
     audit: Head | None = None
     """Where the vault's audit log stood before the line of this exchange; None in a simulation."""
 

@@ -155,6 +155,15 @@ class CentralPrivacy(Section):
     """At which epsilon is stated."""
 
 
+class Evaluation(Section):
+    """What the sites measure of the final model beyond its metrics."""
+
+    attention: Literal["none", "gradcam", "gradcam++", "hirescam", "layercam", "eigencam"] = "none"
+    """How maps are made whose means over test patients a site may report; ``none`` makes none."""
+    attention_patients: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """Test patients of a task that a site makes maps of, at most."""
+
+
 class Split(Section):
     """Shares of the patients that are held out at every site."""
 
@@ -196,6 +205,7 @@ class Study(Section):
     tasks: Annotated[dict[Slug, Task], Field(min_length=1)]
     training: Training = Training()
     split: Split = Split()
+    evaluation: Evaluation = Evaluation()
     privacy: Privacy | None = None
     """Differential privacy; left out, the study has none."""
     central_privacy: CentralPrivacy | None = None
@@ -277,6 +287,8 @@ class Study(Section):
             for key, default in _LATER.items():
                 if task[key] == default:
                     del task[key]
+        if self.evaluation.attention == "none":
+            del values["evaluation"]
         if self.privacy is None:
             del values["privacy"]
         elif not self.privacy.spare_rounds:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.held_out import HELD_OUT
+from common.spread import spread
 from common.study import Study
 from server.history import RoundRecord
 
@@ -16,7 +17,6 @@ SPREAD_OF = ("auroc", "balanced_accuracy", "sensitivity", "specificity", "calibr
 """Metrics whose worst site and spread are told."""
 RULE = "youden"
 """The operating point that predictions are held to; see ``common/operating.py``."""
-LESS_IS_BETTER = frozenset({"brier", "calibration_error", "loss", "auroc_bound"})
 NOTICE = (
     "Not a medical device: the model has not been assessed for use in the care of patients, and "
     "must not inform it."
@@ -149,23 +149,12 @@ def _last(records: Sequence[RoundRecord], name: str) -> dict[str, Any]:
 
 
 def _spread(tasks: Mapping[str, Any]) -> dict[str, Any]:
-    """Return lowest, highest and worst site of the metrics of ``SPREAD_OF``, by task and split."""
+    """Return the spread over the sites of the metrics of ``SPREAD_OF``, by task and split."""
     found: dict[str, Any] = {}
     for task, splits in tasks.items():
         for split in HELD_OUT:
             sites = splits.get(split, {}).get("per_site", {})
-            rows = {metric: _worst(sites, metric) for metric in SPREAD_OF}
+            rows = {m: spread({s: of.get(m) for s, of in sites.items()}, m) for m in SPREAD_OF}
             if any(rows.values()):
                 found.setdefault(task, {})[split] = {k: v for k, v in rows.items() if v}
     return found
-
-
-def _worst(sites: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
-    """Return the spread of a metric over the sites that have it; None of fewer than two."""
-    values = {s: f[metric] for s, f in sites.items() if f.get(metric) is not None}
-    if len(values) < 2:  # noqa: PLR2004 - one site has no spread
-        return None
-    pick = max if metric in LESS_IS_BETTER else min
-    worst = pick(values, key=lambda site: values[site])
-    low, high = min(values.values()), max(values.values())
-    return {"lowest": low, "highest": high, "worst_site": worst, "sites": len(values)}

@@ -34,7 +34,7 @@ def _task_figures(
     told = table(("site", "counted", "patients", "images", *names), rows)
     lines = [
         f"{metric.replace('_', ' ')}: {one['lowest']:.3f} to {one['highest']:.3f} over "
-        f"{one['sites']} sites; worst at {one['worst_site']}"
+        f"{one['sites']} sites, standard deviation {one['std']:.3f}; worst at {one['worst_site']}"
         for metric, one in spread.get(name, {}).get(split, {}).items()
     ]
     return "\n\n".join(

@@ -289,14 +289,19 @@ def _print_status(found: dict[str, Any]) -> None:
 
 
 def _print_aurocs(studies: dict[str, Any]) -> None:
-    table = Table("study", "task", "rounds trained", "test patients", "AUROC, 95 % interval")
+    columns = ("study", "task", "rounds trained", "test patients", "AUROC, 95 % interval")
+    table = Table(*columns, "over sites", "worst at")
     for study_id, study in studies.items():
         for task, found in study["test_aurocs"].items():
             value, ends = found["auroc"], found["interval"]
             text = "-" if value is None else f"{value:.3f}"
             text += " [{:.3f}, {:.3f}]".format(*ends) if ends else ""
             numbers = str(found["model_round"]), str(found["n_patients"])
-            table.add_row(study_id, task, *numbers, text)
+            apart = found["spread"]
+            ends = f"{apart['lowest']:.3f} to {apart['highest']:.3f}" if apart else "-"
+            table.add_row(
+                *(study_id, task, *numbers, text, ends), apart["worst_site"] if apart else "-"
+            )
     if table.rows:
         out_console.print(table)
 

@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import attention as attention_sums
 from common import metrics
+from common.attention import Table
 from common.chained_log import Head
 from common.errors import OutputError
 from common.files import append_line, write_atomic
 from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
 from common.metrics import MetricState
+from common.spread import spread
 from common.study import Study
 from server import last_figures
 
@@ -78,6 +81,7 @@ def figures(state: MetricState, positive: int | None) -> Figures:
 def task_figures(
     study: Study,
     states: Mapping[str, Mapping[tuple[str, str], MetricState]],
+    attention: Mapping[str, Mapping[str, Table]] | None = None,
     *,
     last: bool = False,
 ) -> dict[str, Any]:
@@ -90,6 +94,8 @@ def task_figures(
     Args:
         study: Names and classes of the tasks.
         states: Metric states by site, then by task and name of the state.
+        attention: Sums of attention by site, then by task; where there are some they stand beneath
+            ``attention`` of the test images.
         last: Whether these are of the last exchange, which has more (``server/last_figures.py``).
     """
     result: dict[str, Any] = {}
@@ -106,7 +112,18 @@ def task_figures(
                 result.setdefault(name, {})[key] = told
             else:
                 result[name][SPLIT_OF[key]]["patients"] = told
+        sums = {site: of[name] for site, of in (attention or {}).items() if name in of}
+        if sums:
+            result[name]["test"]["attention"] = _means(sums)
     return result
+
+
+def _means(sums: Mapping[str, Table]) -> dict[str, Any]:
+    """Return where the network looks, as means over patients."""
+    return {
+        "pooled": attention_sums.means(attention_sums.merge(sums.values())),
+        "per_site": {site: attention_sums.means(of) for site, of in sorted(sums.items())},
+    }
 
 
 def _parts(
@@ -173,8 +190,9 @@ def last_heads(records: Iterable[RoundRecord]) -> dict[str, Head]:
 def last_aurocs(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     """Return each task's last pooled AUROC on test patients, by task.
 
-    Each has ``auroc``, its 95 % ``interval`` (None but after the last exchange), ``n_patients`` and
-    the ``model_round`` that was measured. Where patients have several images each counts once.
+    Each has ``auroc``, its 95 % ``interval`` (None but after the last exchange), ``n_patients``,
+    the ``model_round`` that was measured and the ``spread`` over the sites that told theirs (None
+    of fewer than two). Where patients have several images each counts once.
     """
     found: dict[str, dict[str, Any]] = {}
     for record in records:
@@ -187,6 +205,7 @@ def last_aurocs(records: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
                 "interval": told.get("intervals", {}).get("pooled", {}).get("auroc"),
                 "n_patients": told["pooled"]["n_patients"],
                 "model_round": record.model_round,
+                "spread": spread({s: of["auroc"] for s, of in told["per_site"].items()}, "auroc"),
             }
     return found
 

@@ -9,8 +9,10 @@ from itertools import product
 
 import numpy as np
 
+from common import attention as attention_sums
 from common import metrics
 from common.arrays import Array, Arrays, form_of, pieces_of
+from common.attention import ATTENTION, Table
 from common.chained_log import Head
 from common.errors import ReplyError
 from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
@@ -34,7 +36,7 @@ def admit(reply: Reply, order: Order, member: Member) -> States:
     Raises:
         ReplyError: Lists everything that is wrong: a site that refused, another study or
             round, groups, names, shapes, dtypes, values that are not finite or too large,
-            weights, metric states.
+            weights, metric states, sums of attention.
     """
     if reply.refusal:
         raise ReplyError(f"{member.name} refused: {reply.refusal}.")
@@ -44,6 +46,7 @@ def admit(reply: Reply, order: Order, member: Member) -> States:
         faults += _weight_faults(reply, order, member)
     states, metric_faults = _states(reply, order.study, member)
     faults += metric_faults
+    faults += _attention_faults(reply, order, member)
     if faults:
         raise ReplyError(
             f"The reply of {member.name} has {len(faults)} faults:\n"
@@ -51,6 +54,15 @@ def admit(reply: Reply, order: Order, member: Member) -> States:
             remedy="The site is left out of this round; its own log should say more.",
         )
     return states
+
+
+def attention_of(reply: Reply) -> dict[str, Table]:
+    """Return the sums of attention of a reply that was admitted, by task."""
+    return {
+        task: attention_sums.from_arrays(_decoded(arrays))
+        for (task, name), arrays in reply.metrics.items()
+        if name == ATTENTION
+    }
 
 
 def head_fault(reply: Reply, known: Head | None) -> str:
@@ -131,11 +143,12 @@ def _weight_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:
 
 def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[str]]:
     expected = {(task, name) for task in member.tasks for name in SPLIT_OF}
-    if not set(reply.metrics) <= expected:  # what is missing the site has suppressed
+    sent = {key: arrays for key, arrays in reply.metrics.items() if key[1] != ATTENTION}
+    if not set(sent) <= expected:  # what is missing the site has suppressed
         return {}, ["its metrics are not those of the site's tasks"]
     states: States = {}
     faults = []
-    for (name, split), arrays in reply.metrics.items():
+    for (name, split), arrays in sent.items():
         task = study.tasks[name]
         try:
             state = metrics.from_arrays(_decoded(arrays), len(task.classes), task.positive_index)
@@ -166,6 +179,27 @@ def _patient_faults(reply: Reply, states: States, study: Study) -> Iterator[str]
             positive = study.tasks[name].positive_index
             if not _may_be_patients_of(states[name, split], states[of_patients], positive):
                 yield f"{where}: not of the patients of their images"
+
+
+def _attention_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:
+    """Yield what is no sum of attention that was asked for, over patients that were declared."""
+    asked = order.kind == "evaluate" and order.study.evaluation.attention != "none"
+    for (name, what), arrays in reply.metrics.items():
+        if what != ATTENTION:
+            continue
+        if not asked or name not in member.tasks:
+            yield "attention that was not asked for"
+            continue
+        try:
+            table = attention_sums.from_arrays(_decoded(arrays))
+        except (ReplyError, ValueError, TypeError, EOFError) as error:
+            text = error.message if isinstance(error, ReplyError) else type(error).__name__
+            yield f"attention of {name}: {text}"
+            continue
+        if (name, "test") not in reply.metrics:
+            yield f"attention of {name}: without the metrics of its images"
+        if table[:, 0].max() > member.declaration.tasks[name].test.patients:
+            yield f"attention of {name}: of more patients than were declared"
 
 
 def _may_be_patients_of(images: MetricState, patients: MetricState, positive: int | None) -> bool:

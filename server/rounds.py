@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from common.arrays import Array, Arrays
 from common.arrays import digest as digest_of
+from common.attention import Table
 from common.chained_log import Head
 from common.errors import QuorumError, ReplyError
 from common.layout import Layout
@@ -52,6 +53,13 @@ class Base(NamedTuple):
 
     digest: str
     arrays: Arrays
+
+
+class Heard(NamedTuple):
+    """What the sites said in an exchange, by site, beside what they trained."""
+
+    states: dict[str, ingress.States]
+    attention: dict[str, dict[str, Table]]
 
 
 def run_study(
@@ -107,8 +115,8 @@ def run_study(
         orders = make_orders(study, layout, current, asked, number, base, outcome.records)
         if not last:
             begin(combiners, current, study, number, asked)
-        states = hear(door, orders, combiners, record, noise)
-        record.tasks = history.task_figures(study, states, last=last)
+        heard = hear(door, orders, combiners, record, noise)
+        record.tasks = history.task_figures(study, heard.states, heard.attention, last=last)
         path = settle(folder, study, record, combiners, base, members, began, noise) or path
         outcome.records.append(record)
         watch(record)
@@ -232,13 +240,13 @@ def hear(
     combiners: Mapping[str, Combiner],
     record: RoundRecord,
     noise: SiteNoise | None,
-) -> dict[str, ingress.States]:
-    """Send the orders, fold in each reply that may be used, and return the sites' metrics."""
-    states = {}
+) -> Heard:
+    """Send the orders, fold in each reply that may be used, and return the sites' figures."""
+    heard = Heard({}, {})
     for member, reply in exchange(door, orders, record):
         order = orders[member.name][1]
         try:
-            states[member.name] = ingress.admit(reply, order, member)
+            heard.states[member.name] = ingress.admit(reply, order, member)
         except ReplyError as error:
             record.refused[member.name] = reply.refusal or error.message
             member.base = ""  # whatever is wrong there, the next order brings all arrays
@@ -246,10 +254,11 @@ def hear(
                 door.ask_again(member.node_id)
         else:
             member.base = order.base_digest
+            heard.attention[member.name] = ingress.attention_of(reply)
             note_head(record, reply, order.countersigned)
             accept(combiners, reply, record, noise)
         del reply  # or it would stay in memory until the next one has come
-    return states
+    return heard
 
 
 def accept(

@@ -86,7 +86,10 @@ def run(
         int, typer.Option(min=0, help="Torch threads of each site; 0: all cores, on Ray 1.")
     ] = 0,
     yardsticks: Annotated[
-        bool, typer.Option("--yardsticks", help="Also alone, ensemble and pooled.")
+        bool,
+        typer.Option(
+            "--yardsticks", help="Also alone, ensemble and pooled, and every model at every site."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -199,9 +202,10 @@ def _print_summary(summary: dict[str, Any], run: Path, *, as_json: bool) -> None
     if as_json:
         typer.echo(json.dumps(summary))
         return
+    from simulations.across_tables import across_tables
     from simulations.tables import tables
 
-    for table in tables(summary):
+    for table in (*tables(summary), *across_tables(summary)):
         out_console.print(table)
     for site, why in summary["refused"].items():
         typer.echo(f"{site} takes no part: {why}")

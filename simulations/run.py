@@ -13,8 +13,10 @@ from client.site import Site
 from common.errors import OutputError
 from common.files import write_json
 from common.study import Study
+from server.checkpoint import MODEL
 from server.history import HISTORY, RoundRecord
-from simulations import yardsticks
+from simulations import across, yardsticks
+from simulations.across import Across
 from simulations.federation import Engine, Played, play
 from simulations.pictures import check_can_draw, draw_curves
 from simulations.summary import summarise
@@ -38,7 +40,7 @@ def run_simulation(
         out: Where the results go; it must not hold those of another run.
         engine: ``inline`` or ``ray``.
         threads: Torch threads of each site; see ``federation.play``.
-        with_yardsticks: Measure also alone, ensemble and pooled.
+        with_yardsticks: Measure also alone, ensemble and pooled, and every model at every site.
         console: Where progress is shown, if it is a terminal.
 
     Returns:
@@ -58,13 +60,14 @@ def run_simulation(
             bar.update(task, advance=1, description=_headline(record))
 
         played = play(study, hospitals, out, engine=engine, threads=threads, watch=watch)
-        measured = None
+        compared = None
         if with_yardsticks:
             bar.update(task, total=None)
-            measured = _yardsticks(
-                study, played, hospitals, lambda text: bar.update(task, description=text)
+            compared = _compared(
+                study, played, hospitals, out, lambda text: bar.update(task, description=text)
             )
-    summary = summarise(study, played, engine=engine, yardsticks=measured)
+    measured, beside = compared or (None, None)
+    summary = summarise(study, played, engine=engine, yardsticks=measured, across=beside)
     write_json(out / "summary.json", summary)
     draw_curves(played.outcome.records, out / "curves.png")
     return summary
@@ -76,11 +79,20 @@ def read_summary(run: Path) -> dict[str, Any]:
     return content
 
 
-def _yardsticks(
-    study: Study, played: Played, hospitals: Sequence[Path], tell: Callable[[str], None]
-) -> dict[str, Any]:
+def _compared(
+    study: Study,
+    played: Played,
+    hospitals: Sequence[Path],
+    out: Path,
+    tell: Callable[[str], None],
+) -> tuple[dict[str, Any], Across]:
+    """Return the yardsticks' figures, and all models at all sites."""
     sites = played.sites or [Site(SiteConfig.load(path)) for path in hospitals]
-    return yardsticks.measure(study, sites, played.start.model, tell)
+    asked = yardsticks.train_and_ask(study, sites, played.start.model, tell)
+    tell("every model at every site")
+    federated = across.ask(study, sites, asked.test, out / MODEL)
+    names = [site.config.name for site in sites]
+    return yardsticks.judge(study, asked), across.compare(study, names, asked, federated)
 
 
 def _check_output(out: Path) -> None:

@@ -9,13 +9,19 @@ from common.study import Study
 from server import history
 from server.history import RoundRecord
 from server.roster import each_image
+from simulations.across import Across
 from simulations.federation import Engine, Played
 
 PACKAGES = ("rarefed", "flwr", "torch", "torchvision", "timm", "numpy", "pydicom")
 
 
 def summarise(
-    study: Study, played: Played, *, engine: Engine, yardsticks: Mapping[str, Any] | None
+    study: Study,
+    played: Played,
+    *,
+    engine: Engine,
+    yardsticks: Mapping[str, Any] | None,
+    across: Across | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a played study, ready for JSON."""
     records = played.outcome.records
@@ -32,6 +38,8 @@ def summarise(
         "weights": {"source": played.start.source, "left_out": list(played.start.left_out)},
         "tasks": _tasks(records[-1]),
         "yardsticks": dict(yardsticks) if yardsticks is not None else None,
+        "matrix": across.matrix if across is not None else None,
+        "benefit": across.benefit if across is not None else None,
         "unreadable": _unreadable(played),
         "each_image": each_image(played.outcome.members),
         "bytes": {way: _bytes(records, way) for way in ("down", "up")},

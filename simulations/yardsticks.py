@@ -1,6 +1,7 @@
 """What the federation is measured against, on the same patients and the same gradient steps.
 
-- alone: each site trains on its own patients only, as many steps as it made in the federation;
+- alone: each site trains on its own patients only, as many steps as it made in the federation
+  (``client/alone.py``, which a hospital itself runs with ``rarefed-client evaluate --alone``);
 - ensemble: the mean of the probabilities that the sites' own models give;
 - pooled: one model trained on all patients together, as many steps as all sites made in sum.
 
@@ -12,13 +13,14 @@ Shapes: N images, K classes.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from client.alone import train_alone
 from client.dataset import Images, batches, steps_per_epoch
 from client.evaluate import logits_of, measured
 from client.features import channel_statistics
@@ -34,69 +36,96 @@ from server.history import Figures, figures
 
 Progress = Callable[[str], None]
 ByTask = Mapping[str, Images]
+Logits = NDArray[np.float32]
 
 
-def measure(
+class Asked(NamedTuple):
+    """What every yardstick says of the test images of all sites laid together."""
+
+    test: dict[str, Images]
+    """By task."""
+    places: dict[str, dict[str, slice]]
+    """By task, then site: which of the task's test images are the site's."""
+    alone: dict[str, dict[str, Logits]]
+    """By task, then the site whose own model it is; (N, K) each."""
+    ensemble: dict[str, NDArray[np.float64]]
+    """By task: logarithms of the mean probability, (N, K) each."""
+    pooled: dict[str, Logits]
+    """By task, (N, K) each."""
+
+
+def train_and_ask(
     study: Study, sites: Sequence[Site], start: FederatedModel, tell: Progress
-) -> dict[str, Any]:
-    """Train and judge every yardstick.
+) -> Asked:
+    """Train every yardstick, and ask it about all test images.
 
     Args:
         study: The study that the federation was played with.
         sites: Its sites, their data warm.
         start: The network as round 1 found it.
         tell: Called with a word on what is being done.
-
-    Returns:
-        Figures by yardstick and task; those of ``alone`` are means over the sites, which stand
-        beneath ``per_site``. Where patients have several images, figures in which each patient
-        counts once stand beneath ``patients`` of each.
     """
-    test = _merged([_images(study, site, "test") for site in sites])
-    logits: dict[str, dict[str, NDArray[np.float32]]] = {task: {} for task in study.tasks}
+    held = {site.config.name: _images(study, site, "test") for site in sites}
+    test = _merged(list(held.values()))
+    alone: dict[str, dict[str, Logits]] = {task: {} for task in study.tasks}
     for site in sites:
         tell(f"yardstick: {site.config.name} alone")
-        own = _images(study, site, "train")
-        model = _trained(study, start, own, site.config.name, _steps(study, own), site.device)
+        own, device = _images(study, site, "train"), site.device
+        model = train_alone(
+            _copy_of(start, study, device), own, study, site=site.config.name, device=device
+        )
         for task in own:
-            logits[task][site.config.name] = logits_of(model, test[task], task, device=site.device)
+            alone[task][site.config.name] = logits_of(model, test[task], task, device=device)
 
     tell("yardstick: all patients pooled")
-    parts = [_images(study, site, "train") for site in sites]
-    steps = sum(_steps(study, part) for part in parts)
-    device = sites[0].device
-    merged = _merged(parts)
-    pooled = _trained(study, start, merged, "pooled", steps, device)
-    return {
-        "alone": {task: _alone(study, task, logits[task], test[task]) for task in study.tasks},
-        "ensemble": {
-            task: _figures(study, task, _mean_probability(list(logits[task].values())), test[task])
-            for task in study.tasks
-        },
-        "pooled": {
-            task: _figures(
-                study, task, logits_of(settled, test[task], task, device=device), test[task]
+    parts, device = [_images(study, site, "train") for site in sites], sites[0].device
+    merged, steps = _merged(parts), sum(_steps(study, part) for part in parts)
+    pooled = _trained_on_all(study, _copy_of(start, study, device), merged, steps, device)
+    return Asked(
+        test=test,
+        places={task: _places(task, held) for task in study.tasks},
+        alone=alone,
+        ensemble={task: _mean_probability(list(alone[task].values())) for task in study.tasks},
+        pooled={
+            task: logits_of(
+                _with_statistics_of(task, pooled, merged, study), test[task], task, device=device
             )
             for task in study.tasks
-            for settled in [_with_statistics_of(task, pooled, merged, study)]
+        },
+    )
+
+
+def judge(study: Study, asked: Asked) -> dict[str, Any]:
+    """Return figures by yardstick and task, on the test patients of all sites together.
+
+    Those of ``alone`` are means over the sites, which stand beneath ``per_site``. Where patients
+    have several images, figures in which each patient counts once stand beneath ``patients``.
+    """
+    test = asked.test
+    return {
+        "alone": {task: _alone(study, task, asked.alone[task], test[task]) for task in study.tasks},
+        "ensemble": {
+            task: _figures(study, task, asked.ensemble[task], test[task]) for task in study.tasks
+        },
+        "pooled": {
+            task: _figures(study, task, asked.pooled[task], test[task]) for task in study.tasks
         },
     }
 
 
-def _trained(
-    study: Study,
-    start: FederatedModel,
-    images: ByTask,
-    name: str,
-    steps: int,
-    device: torch.device,
-) -> FederatedModel:
-    """Train a copy of ``start`` for all rounds of the study, ``steps`` steps in each."""
+def _copy_of(start: FederatedModel, study: Study, device: torch.device) -> FederatedModel:
     model = build_model(study).to(device).to(memory_format=torch.channels_last)
     put(model, take(start, start.state_dict()))
+    return model
+
+
+def _trained_on_all(
+    study: Study, model: FederatedModel, images: ByTask, steps: int, device: torch.device
+) -> FederatedModel:
+    """Train ``model`` in place for all rounds of the study, ``steps`` steps in each."""
     sizes = {task: len(part) for task, part in images.items()}
     for number in range(1, study.rounds + 1):
-        seed = stream(study.seed, name, number)
+        seed = stream(study.seed, "pooled", number)
         order = batches(
             sizes,
             batch_size=study.training.batch_size,
@@ -148,6 +177,13 @@ def _images(study: Study, site: Site, split: str) -> dict[str, Images]:
     return {task: data.splits[split] for task, data in site.prepare(study).tasks.items()}
 
 
+def _places(task: str, held: Mapping[str, ByTask]) -> dict[str, slice]:
+    """Return where each site's images lie among those that ``_merged`` lays together."""
+    sizes = {site: len(part[task]) for site, part in held.items() if task in part}
+    ends = np.cumsum([0, *sizes.values()]).tolist()
+    return {site: slice(*ends[i : i + 2]) for i, site in enumerate(sizes)}
+
+
 def _merged(parts: Sequence[ByTask]) -> dict[str, Images]:
     """Lay the sites' images of each task together; grey ones beside colour get three channels."""
     merged = {}
@@ -172,9 +208,7 @@ def _figures(
     return result
 
 
-def _alone(
-    study: Study, task: str, logits: Mapping[str, NDArray[np.float32]], images: Images
-) -> dict[str, Any]:
+def _alone(study: Study, task: str, logits: Mapping[str, Logits], images: Images) -> dict[str, Any]:
     per_site = {site: _figures(study, task, value, images) for site, value in logits.items()}
     patients = [found["patients"] for found in per_site.values() if "patients" in found]
     result = _mean(list(per_site.values())) | {"per_site": per_site}
@@ -190,7 +224,7 @@ def _mean(found: Sequence[Figures]) -> dict[str, Any]:
     return mean | {name: found[0][name] for name in ("n_patients", "n_images")}
 
 
-def _mean_probability(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+def _mean_probability(logits: Sequence[Logits]) -> NDArray[np.float64]:
     """Return the logarithm of the mean probability, shape (N, K), which softmax turns back."""
     tensor = torch.from_numpy(np.stack(logits)).double()
     log_p = torch.log_softmax(tensor, dim=-1)

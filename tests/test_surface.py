@@ -45,6 +45,10 @@ SURFACE = {
             "SITE", "--study", "--out", "--model", "--task", "--method", "--cells", "--count",
             "--json",
         ],
+        "report": [
+            "SITE", "--study", "--model", "--out", "--cases", "--method", "--alone", "--feedback",
+            "--names", "--json",
+        ],
     },
     "rarefed-server": {
         "init": [

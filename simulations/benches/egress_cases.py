@@ -1,16 +1,18 @@
 """Good replies of a site, each at the door with what the door knows of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from client.attention_suppression import Looked
 from client.config import Limits
 from client.egress import Own
 from client.patients import by_patient, cases_of
 from client.suppression import Behind, Key, behind_of, stated
 from common import metrics
 from common.arrays import Arrays
+from common.attention import ATTENTION, FIGURES, to_arrays
 from common.held_out import HELD_OUT, OF_PATIENTS
 from common.messages import (
     Counted,
@@ -45,8 +47,10 @@ Mutation = Callable[[np.random.Generator, Case], Case]
 
 def good_cases() -> list[Case]:
     """Return good replies to every kind of order, with and without privacy and rounding."""
-    exact = Limits()
-    strict = Limits(patients="rounded", histogram_patients=3, minimum_patients=6)
+    exact = Limits(attention="report")
+    strict = exact.model_copy(
+        update={"patients": "rounded", "histogram_patients": 3, "minimum_patients": 6}
+    )
     return [
         good_case(kind, limits, private=private)
         for kind in ("check", "train", "evaluate")
@@ -69,7 +73,8 @@ def good_case(kind: Any, limits: Limits, *, private: bool) -> Case:
     for task in CLASSES:
         for split in HELD_OUT:
             measured |= measured_of(rng, task, split)
-    own = Own("site-a", _declaration(limits), {key: found[1] for key, found in measured.items()})
+    behind = {key: found[1] for key, found in measured.items()}
+    own = Own("site-a", _declaration(limits), behind, dict(looked_of()))
     reply = Reply("site-a", study.digest(), 2)
     if kind == "check":
         return Case(reply._replace(declaration=own.declaration), order, limits, own)
@@ -78,6 +83,8 @@ def good_case(kind: Any, limits: Limits, *, private: bool) -> Case:
     reply = reply._replace(
         training=trained, metrics={key: found[0] for key, found in measured.items()}
     )
+    if kind == "evaluate":
+        reply = with_attention(rng, reply, own)
     if kind == "train":
         groups = {g: {n: floats(rng, a.shape) for n, a in p.items()} for g, p in asked.items()}
         weights = {group: own.declaration.weight(group, "patients") for group in groups}
@@ -95,6 +102,7 @@ def study_of(*, private: bool) -> Study:
             "ct": {"modality": "CT", "classes": ["a", "b"], "positive": "b"},
             "mr": {"modality": "MR", "classes": ["a", "b", "c"]},
         },
+        "evaluation": {"attention": "hirescam"},
     }
     return Study.parse(values | ({"privacy": {"epsilon": 8.0}} if private else {}))
 
@@ -130,6 +138,33 @@ def measured_of(
         (task, split): (state_of(logits, labels, positive), behind),
         (task, OF_PATIENTS[split]): (state_of(said, truth, positive), cases_of(behind, positive)),
     }
+
+
+def looked_of() -> Looked:
+    """Return who stands behind the sums of attention: all 24 patients, or every other one."""
+    every = {task: [f"{task}-{p}" for p in range(24)] for task in CLASSES}
+    return {
+        task: tuple(
+            frozenset(names[1::2] if figure in {"text", "pointing", "energy"} else names)
+            for figure in FIGURES
+        )
+        for task, names in every.items()
+    }
+
+
+def with_attention(rng: np.random.Generator, reply: Reply, own: Own) -> Reply:
+    """Return a reply with sums of attention of those who stand behind them, sound and exact."""
+    tables = {
+        (task, ATTENTION): attention_table(rng, [len(patients) for patients in behind])
+        for task, behind in own.looked.items()
+    }
+    return reply._replace(metrics={**reply.metrics, **tables})
+
+
+def attention_table(rng: np.random.Generator, patients: Sequence[int]) -> Arrays:
+    """Return sums of attention over so many patients, by figure."""
+    counts = np.array(patients, np.float64)[:, np.newaxis]
+    return to_arrays(np.hstack([counts, counts * rng.uniform(0, 1, (len(patients), 2))]))
 
 
 def state_of(logits: Any, labels: Any, positive: int | None, patients: int = 24) -> Arrays:

@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from client.attention_suppression import suppress_attention
 from client.egress import release
 from client.suppression import suppress
 from common.errors import EgressError
@@ -73,7 +74,9 @@ def door(case: Case) -> Reply:
     """Let a reply out, or raise EgressError."""
     reply = case.reply
     if not case.bypass:
-        reply = suppress(reply, case.order, case.limits, case.own.behind)
+        order, limits, own = case.order, case.limits, case.own
+        reply = suppress(reply, order, limits, own.behind)
+        reply = suppress_attention(reply, order, limits, own.behind, own.looked)
     return release(reply, case.order, case.limits, case.own)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from common.messages import Reply, Training
-from simulations.benches import egress_figures
+from simulations.benches import egress_attention, egress_figures
 from simulations.benches.egress_cases import (
     Case,
     Mutation,
@@ -200,5 +200,6 @@ MUTATIONS: Mapping[str, Mutation] = {
         _other_type, _other_shape, _no_array, _odd_part, _odd_words, _other_order,
         _refusal_with_more, _refusal_in_words, _bad_weight, _other_weights, _bad_training,
         _unasked_training, _bad_declaration, _unrounded, _oversized, *egress_figures.MUTATIONS,
+        *egress_attention.MUTATIONS,
     )
 }  # fmt: skip

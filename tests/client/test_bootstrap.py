@@ -68,6 +68,15 @@ def test_images_that_say_the_same_add_nothing() -> None:
         assert one[name].high == pytest.approx(ten[name].high)
 
 
+def test_a_difference_that_is_not_defined_is_none() -> None:
+    """Where neither model calls anybody ill, precision has no difference, not one that is NaN."""
+    one = simulated(60, 1.5, seed=3, images=1)
+    nobody = one._replace(logits=one.logits - np.array([0.0, 100.0]))
+    found = differences(nobody, nobody, seed=1)["precision"]
+    assert (found.value, found.low, found.high) == (None, None, None)
+    assert "undefined" in found.reason
+
+
 @pytest.mark.slow
 def test_many_patients_are_left_out_together() -> None:
     """Of 1200 patients the ends are still scipy's, within a sixth of the width."""

@@ -54,6 +54,7 @@ def test_defaults_need_only_a_name_and_a_task(tmp_path: Path) -> None:
     config = SiteConfig.load(tmp_path)
     assert (config.device, config.threads, config.state) == ("cpu", 0, tmp_path / "state")
     assert config.limits.max_unreadable == 0.02
+    assert config.limits.attention == "keep"
 
 
 def test_a_tasks_table_may_be_told_how_to_be_read(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from client.config import SiteConfig
-from client.terms import lines_of, terms_of
+from client.terms import ATTENTION, lines_of, terms_of
 from common.study import Study
 
 
@@ -73,3 +73,16 @@ def test_the_coordinators_promise_is_told(
     assert "to 1 at first, then to what 90% of the sites keep to" in promises[1]
     assert ("central noise", promises[0]) in lines_of(told[0])
     assert terms_of(make_study(), config)["central_privacy"].startswith("none")
+
+
+def test_attention_is_told_where_it_may_leave(
+    make_study: Callable[..., Study], make_hospital: Callable[..., SiteConfig]
+) -> None:
+    """It is said to be reported where the study asks for it and the hospital lets it go."""
+    config = make_hospital()
+    lets = config.limits.model_copy(update={"attention": "report"})
+    open_ = config.model_copy(update={"limits": lets})
+    asked = make_study(evaluation={"attention": "hirescam"})
+    assert ATTENTION in terms_of(asked, open_)["reported"]
+    for study, site in ((asked, config), (make_study(), open_), (make_study(), config)):
+        assert ATTENTION not in terms_of(study, site)["reported"]

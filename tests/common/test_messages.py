@@ -14,6 +14,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from common import messages, metrics
 from common.arrays import Array as Values
 from common.arrays import Arrays, digest
+from common.attention import ATTENTION, FIGURES, from_arrays, to_arrays
 from common.chained_log import Head
 from common.errors import ReplyError, StudyMismatchError
 from common.held_out import SPLIT_OF
@@ -136,6 +137,15 @@ def test_states_of_patients_travel_as_any_other() -> None:
         ("ct", "test_patients"),
     ]  # fmt: skip
     assert {digest(arrays) for arrays in found.metrics.values()} == {digest(state)}
+
+
+def test_sums_of_attention_travel_as_any_state() -> None:
+    """They stand under the task and their own name, bit for bit."""
+    table = np.array([[7.0, 0.1 + 0.2, 1.3]] * len(FIGURES))
+    record = wired(reply_to_record(reply(metrics={("ct", ATTENTION): to_arrays(table)})))
+    assert set(record) - {"reply", "shared", "head:ct", "weights"} == {"metrics/ct/attention"}
+    found = from_arrays(reply_from_record(record).metrics["ct", ATTENTION])
+    assert np.array_equal(found, table)
 
 
 def test_a_training_may_have_no_loss() -> None:

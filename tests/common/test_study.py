@@ -61,8 +61,8 @@ SMALL: dict[str, Any] = {
 }
 
 KEYS = {
-    "Study": ["name", "rounds", "seed", "backbone", "tasks", "training", "split", "privacy",
-              "central_privacy", "federation"],
+    "Study": ["name", "rounds", "seed", "backbone", "tasks", "training", "split", "evaluation",
+              "privacy", "central_privacy", "federation"],
     "Backbone": ["name", "weights", "sha256", "image_size", "normalisation", "mean", "std"],
     "Task": [
         "modality", "classes", "positive", "window", "slices", "intensity", "per_patient",
@@ -83,6 +83,7 @@ KEYS = {
         "noise_multiplier", "clip_norm", "clipping", "target_quantile", "clip_learning_rate",
         "count_noise", "delta",
     ],
+    "Evaluation": ["attention", "attention_patients"],
     "Split": ["validation", "test"],
     "Federation": [
         "strategy", "options", "weighting", "update_dtype", "update_norm", "quorum", "fraction",
@@ -120,7 +121,7 @@ def load_text(text: str) -> Study:
     [
         ("backbone.nmae", "x", "backbone.nmae", "'name'"),
         ("tasks.t.windwo", [1, 2], "tasks.t.windwo", "'window'"),
-        ("reports", {}, "reports", "known are backbone, central_privacy, federation"),
+        ("reports", {}, "reports", "known are backbone, central_privacy, evaluation"),
         ("rounds", 2.5, "rounds", "correct the value"),
         ("rounds", 0, "rounds", "correct the value"),
         ("rounds", True, "rounds", "correct the value"),
@@ -406,6 +407,21 @@ def test_no_spare_rounds_are_the_digest_of_before() -> None:
         assert study.digest() == PRIVATE_DIGEST
         assert "spare_rounds" not in study.wire()
     assert Study.parse(with_value(bare, "privacy.spare_rounds", 1)).digest() != PRIVATE_DIGEST
+
+
+def test_attention_is_part_of_the_digest() -> None:
+    """A study that asks for none has the digest of before; each value counts in one that does."""
+    without = Study.parse(with_value(SMALL, "evaluation", {"attention": "none"}))
+    assert without.digest() == Study.parse(SMALL).digest()
+    assert "evaluation" not in without.wire()
+    asked = with_value(SMALL, "evaluation", {"attention": "hirescam"})
+    digests = {without.digest(), Study.parse(asked).digest()}
+    digests.add(Study.parse(with_value(asked, "evaluation.attention", "gradcam++")).digest())
+    digests.add(Study.parse(with_value(asked, "evaluation.attention_patients", 50)).digest())
+    assert len(digests) == 4
+    again = Study.parse(json.loads(Study.parse(asked).wire()))
+    assert again.evaluation == Study.parse(asked).evaluation
+    assert again.evaluation.attention_patients == 200
 
 
 PRIVATE_DIGEST = "a75ba4ba46b19ac6000e6807fb0fd09295e8aabd07d84e2b060bbed1c2737a8a"

@@ -132,15 +132,18 @@ def test_the_heads_of_the_audit_logs(config: ServerConfig, folder: StudyFolder) 
 
 
 def test_the_status_tells_the_last_auroc(config: ServerConfig, folder: StudyFolder) -> None:
-    """Each task's AUROC on test patients stands there with its interval, once it was measured."""
+    """Each task's AUROC on test patients stands there with its interval and its worst site."""
     record = RoundRecord(2, 1, trained=False)
     pooled = {"auroc": 0.8125, "n_patients": 64}
-    test = {"pooled": pooled, "intervals": {"pooled": {"auroc": [0.701, 0.92]}}}
+    per_site = {"north": {"auroc": 0.74}, "south": {"auroc": 0.86}}
+    intervals = {"pooled": {"auroc": [0.701, 0.92]}}
+    test = {"pooled": pooled, "per_site": per_site, "intervals": intervals}
     record.tasks = {"grade": {"test": test}}
     append(folder.path, record)
     found = json.loads(call(config, "status", "--json"))["studies"][folder.study_id]
     assert found["test_aurocs"]["grade"]["interval"] == [0.701, 0.92]
-    assert all(word in call(config, "status") for word in ("grade", "64", "0.812", "0.920"))
+    words = ("grade", "64", "0.812", "0.920", "0.740 to 0.860", "north")
+    assert all(word in call(config, "status") for word in words)
 
 
 def test_a_damaged_history_does_not_hide_the_status(

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common import metrics
@@ -13,6 +14,7 @@ from common.chained_log import Head
 from common.errors import OutputError
 from common.messages import Counted
 from common.metrics import METRICS, MetricState
+from common.spread import spread
 from common.study import Study
 from server import history
 from server.history import HISTORY, RoundRecord
@@ -112,19 +114,47 @@ def test_the_last_exchange_says_more(make_study: Callable[..., Study], make_stat
     assert found["test"]["pooled"] == plain["pooled"]
 
 
+def test_attention_stands_beneath_the_test_images(
+    make_study: Callable[..., Study], make_state: Make
+) -> None:
+    """Pooled means are over the patients of all sites; without sums there is no such key."""
+    states = {site: {("ct", "test"): state(make_state, 4)} for site in "abc"}
+    tables = {}
+    for site, patients, share in (("b", 10, 0.5), ("a", 30, 0.1)):
+        tables[site] = {"ct": np.zeros((5, 3))}
+        tables[site]["ct"][0] = patients, patients * share, patients * 0.2
+    found = history.task_figures(make_study(), states, {**tables, "c": {}}, last=True)["ct"]["test"]
+    assert list(found["attention"]["per_site"]) == ["a", "b"]
+    pooled = found["attention"]["pooled"]
+    assert pooled == {"border": {"mean": pytest.approx(0.2), "even": 0.2, "patients": 40}}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    plain = history.task_figures(make_study(), states, {"a": {}}, last=True)["ct"]["test"]
+    assert "attention" not in plain
+
+
 def test_the_last_aurocs_are_those_of_patients() -> None:
     """Of each task the last measurement counts, by patient where that is told."""
     first, last = RoundRecord(1, 0, trained=True), RoundRecord(2, 1, trained=False)
     pooled = {"auroc": 0.5, "n_patients": 3}
-    first.tasks = {"ct": {"test": {"pooled": pooled}}, "mr": {"validation": {"pooled": pooled}}}
+    per_site = {"a": {"auroc": 0.9}, "b": {"auroc": 0.7}}
+    test: dict[str, Any] = {"pooled": pooled, "per_site": {"a": {"auroc": 0.5}}}
+    first.tasks = {"ct": {"test": test}, "mr": {"validation": {"pooled": pooled}}}
     patients: dict[str, Any] = {
         "pooled": {"auroc": 0.8, "n_patients": 4},
+        "per_site": per_site,
         "intervals": {"pooled": {"auroc": [0.7, 0.9]}},
     }
-    expected: dict[str, Any] = {"auroc": 0.5, "interval": None, "n_patients": 3, "model_round": 0}
+    expected: dict[str, Any] = {
+        "auroc": 0.5, "interval": None, "n_patients": 3, "model_round": 0, "spread": None,
+    }  # fmt: skip
     assert history.last_aurocs([first]) == {"ct": expected}
-    last.tasks = {"ct": {"test": {"pooled": pooled, "patients": patients}}}
-    expected = {"auroc": 0.8, "interval": [0.7, 0.9], "n_patients": 4, "model_round": 1}
+    last.tasks = {"ct": {"test": {**test, "patients": patients}}}
+    apart = spread({"a": 0.9, "b": 0.7}, "auroc")
+    assert apart is not None
+    assert apart["worst_site"] == "b"
+    expected = {
+        "auroc": 0.8, "interval": [0.7, 0.9], "n_patients": 4, "model_round": 1, "spread": apart,
+    }  # fmt: skip
     assert history.last_aurocs([first, last]) == {"ct": expected}
     assert history.last_aurocs([]) == {}
 

@@ -9,6 +9,7 @@ from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord
 
 from common.arrays import Array
+from common.attention import ATTENTION, FIGURES, to_arrays
 from common.chained_log import Head
 from common.errors import ReplyError
 from common.messages import (
@@ -25,7 +26,7 @@ from common.messages import (
 from common.study import Study
 from common.update_norm import update_norm
 from server.exact_sum import largest_change
-from server.ingress import admit, head_fault
+from server.ingress import admit, attention_of, head_fault
 from server.roster import Member
 
 CURRENT: dict[str, dict[str, Array]] = {
@@ -210,6 +211,50 @@ def test_a_site_may_suppress_metrics(kept: tuple[str, ...], order: Order, reply:
     sent = reply._replace(metrics=metrics)
     assert set(admit(sent, order, MEMBER)) == set(metrics)
     assert set(admit(reply_from_record(reply_to_record(sent)), order, MEMBER)) == set(metrics)
+
+
+def asking(order: Order) -> Order:
+    """Return the study's last order, of a study that asks for attention."""
+    values = order.study.model_dump(mode="json")
+    study = Study.parse({**values, "evaluation": {"attention": "hirescam"}})
+    return order._replace(kind="evaluate", study=study)
+
+
+def with_sums(reply: Reply, order: Order, table: Any, task: str = "ct") -> Reply:
+    metrics = {**reply.metrics, (task, ATTENTION): to_arrays(table)}
+    return reply._replace(groups={}, weights={}, digest=order.study.digest(), metrics=metrics)
+
+
+def sums(patients: float, share: float = 0.5) -> Any:
+    return np.array([[patients, share * patients, 0.2 * patients]] * len(FIGURES))
+
+
+def test_sums_of_attention_pass_where_they_were_asked_for(order: Order, reply: Reply) -> None:
+    """They come back by task; a site may leave them out; they are none of the metric states."""
+    last = asking(order)
+    sent = with_sums(reply, last, sums(2))
+    for came in (sent, reply_from_record(reply_to_record(sent))):
+        assert set(admit(came, last, MEMBER)) == {("ct", "validation"), ("ct", "test")}
+        (table,) = attention_of(came).values()
+        assert np.array_equal(table, sums(2))
+    without = sent._replace(metrics=reply.metrics)
+    admit(without, last, MEMBER)
+    assert attention_of(without) == {}
+
+
+def test_sums_of_attention_are_looked_at(order: Order, reply: Reply) -> None:
+    """Unasked, of other tasks, of too many patients, impossible or alone they are refused."""
+    last = asking(order)
+    train = reply._replace(metrics={**reply.metrics, ("ct", ATTENTION): to_arrays(sums(2))})
+    assert "attention that was not asked for" in refusal(train, order)
+    plain = order._replace(kind="evaluate")
+    assert "not asked for" in refusal(with_sums(reply, plain, sums(2)), plain)
+    assert "not asked for" in refusal(with_sums(reply, last, sums(2), "mr"), last)
+    assert "more patients than were declared" in refusal(with_sums(reply, last, sums(3)), last)
+    for table in (sums(2, 1.1), sums(1.5), sums(2, np.nan), sums(2).astype(np.float32)):
+        assert "attention of ct: " in refusal(with_sums(reply, last, table), last)
+    alone = with_sums(reply._replace(metrics={}), last, sums(2))
+    assert "without the metrics of its images" in refusal(alone, last)
 
 
 def test_declared_numbers_may_be_rounded(order: Order, reply: Reply, make_state: Make) -> None:

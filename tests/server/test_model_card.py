@@ -107,8 +107,8 @@ def test_figures_stand_with_their_intervals(records: list[RoundRecord]) -> None:
     assert "| **all sites** | images | 9 | 12 | 0.900 (0.850 to 0.940) |" in told
     assert "| north | images | 9 | 12 | 0.950 |" in told
     assert "| west | images | 9 | 12 | - |" in told
-    assert "auroc: 0.800 to 0.950 over 2 sites; worst at south" in told
-    assert "calibration error: 0.100 to 0.200 over 3 sites; worst at south" in told
+    assert "auroc: 0.800 to 0.950 over 2 sites, standard deviation 0.106; worst at south" in told
+    assert "calibration error: 0.100 to 0.200 over 3 sites, standard deviation 0.0" in told
     assert "Temperature 1.700. Test loss 0.500 before, 0.400 after." in told
     assert "| yes | youden | 0.400 | 0.600 | 0.900 (0.800 to 0.950) |" in told
 

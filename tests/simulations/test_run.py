@@ -40,7 +40,7 @@ Scores = tuple[NDArray[np.float64], NDArray[np.int64]]
 HISTORY_KEYS = {
     "round", "model_round", "trained", "combined", "asked", "answered", "refused", "silent",
     "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
-    "central_privacy", "audit_heads", "audit_faults", "each_image",
+    "central_privacy", "audit_heads", "audit_faults", "each_image", "declared",
 }  # fmt: skip
 
 

@@ -49,6 +49,27 @@ TEST = {
     },
 }  # fmt: skip
 
+ESTIMATE = {"value": "number", "low": "number", "high": "number", "reason": "text"}
+ESTIMATES = {name: ESTIMATE for name in FIGURES if name not in NUMBERS}
+SPREAD = {
+    "lowest": "number", "highest": "number", "worst_site": "text", "std": "number",
+    "sites": "count",
+}  # fmt: skip
+ROW = {
+    "model": "text",
+    "site": "name",
+    "per_site": {"SITE": ESTIMATES},
+    "pooled": ESTIMATES,
+    "spread": dict.fromkeys(ESTIMATES, SPREAD),
+}
+BENEFIT = {
+    "patients": "count",
+    "figures": {"MODEL": ESTIMATES},
+    "differences": {"PAIR": ESTIMATES},
+    "verdicts": {"PAIR": "text"},
+    "sentence": "text",
+}
+
 SHAPE = {
     "study": "text",
     "study_digest": "text",
@@ -77,6 +98,15 @@ SHAPE = {
         "ensemble": {"TASK": {**FIGURES, "patients": FIGURES}},
         "pooled": {"TASK": {**FIGURES, "patients": FIGURES}},
     },
+    "matrix": {
+        "TASK": {
+            "sites": {"SITE": {"patients": "count", "by_class": {"CLASS": "count"}}},
+            "left_out": {"SITE": "text"},
+            "rows": [ROW],
+            "no_personal": {"SITE": "text"},
+        },
+    },
+    "benefit": {"TASK": {"SITE": BENEFIT}},
     "unreadable": {"SITE": {"TASK": "count"}},
     "each_image": {"SITE": ["text"]},
     "bytes": {"down": {"SITE": ["count"]}, "up": {"SITE": ["count"]}},
@@ -88,13 +118,18 @@ SHAPE = {
         "torchvision": "text", "timm": "text", "numpy": "text", "pydicom": "text",
     },
 }  # fmt: skip
-"""Every key of the file; TASK, SITE and CLASS stand for any task, site and class."""
+"""Every key of the file; words in capitals stand for any task, site, class, model and pair."""
+ANY = {"TASK", "SITE", "CLASS", "MODEL", "PAIR"}
+MAY_BE_EMPTY = ("refused", "each_image", "left_out", "no_personal", "benefit.")
+"""Usually nobody is refused, all patients are known, and every site can be judged."""
 
 
 def check_shape(value: Any, shape: Any, where: str = "summary") -> None:
     """Hold a value to the shape: no key more, none less, and in the same order."""
     if value is None and isinstance(shape, list):
         return  # an interval that there is not
+    if value is None and shape in (SPREAD, ESTIMATES, "count"):
+        return  # of one site, or of patients that cannot be judged
     if isinstance(shape, list):
         assert isinstance(value, list), where
         for item in value:
@@ -102,15 +137,14 @@ def check_shape(value: Any, shape: Any, where: str = "summary") -> None:
     elif isinstance(shape, dict):
         assert isinstance(value, dict), where
         (first, *_) = shape
-        if first in {"TASK", "SITE", "CLASS"}:
-            # Usually nobody is refused, and all patients are known.
-            assert value or where in {"summary.refused", "summary.each_image"}, where
+        if first in ANY:
+            assert value or any(word in where for word in MAY_BE_EMPTY), where
             shape = dict.fromkeys(value, shape[first])
         assert list(value) == list(shape), where
         for key, part in shape.items():
             check_shape(value[key], part, f"{where}.{key}")
     else:
-        kinds = {"text": str, "count": int, "number": float | None}
+        kinds = {"text": str, "count": int, "number": float | None, "name": str | None}
         assert isinstance(value, kinds[shape]), where
 
 

@@ -11,6 +11,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, roc_auc_score
 from torch import nn
 
+from client.alone import train_alone
 from client.config import SiteConfig
 from client.dataset import Images
 from client.evaluate import logits_of
@@ -33,9 +34,17 @@ def sites_of(hospitals: Path) -> list[Site]:
 
 def trained_alone(study: Study, site: Site) -> FederatedModel:
     images = yardsticks._images(study, site, "train")
-    steps = yardsticks._steps(study, images)
     start = initial_model(study).model
-    return yardsticks._trained(study, start, images, site.config.name, steps, CPU)
+    return train_alone(start, images, study, site=site.config.name, device=CPU)
+
+
+def measure(
+    study: Study,
+    sites: list[Site],
+    start: FederatedModel,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    return yardsticks.judge(study, yardsticks.train_and_ask(study, sites, start, tell))
 
 
 def counted_steps(model: FederatedModel) -> int:
@@ -64,8 +73,8 @@ def test_alone_is_what_a_federation_of_one_would_be(
     (site,) = [Site(SiteConfig.load(folder))]
     model = trained_alone(study, site)
     federated = [record.training["hospital-1"]["steps"] for record in outcome.records[:-1]]
-    assert counted_steps(model) == sum(federated)
-    measured = yardsticks.measure(study, [site], initial_model(study).model, lambda _: None)
+    assert counted_steps(model) == sum(step for step in federated if step)
+    measured = measure(study, [site], initial_model(study).model)
     last = outcome.records[-1].tasks["spots"]["test"]["pooled"]
     assert last["accuracy"] == measured["alone"]["spots"]["accuracy"]
     assert close(last, measured["alone"]["spots"])
@@ -79,7 +88,7 @@ def test_pooled_makes_the_steps_of_all_sites(finished: Path, long_study: Study) 
     steps = [yardsticks._steps(study, part) for part in parts]
     images = yardsticks._merged(parts)
     start = initial_model(study).model
-    model = yardsticks._trained(study, start, images, "pooled", sum(steps), CPU)
+    model = yardsticks._trained_on_all(study, start, images, sum(steps), CPU)
     alone = [counted_steps(trained_alone(study, site)) for site in sites]
     assert counted_steps(model) == sum(alone) == study.rounds * sum(steps)
     assert {task: len(part) for task, part in images.items()} == {
@@ -92,7 +101,7 @@ def test_training_leaves_the_start_as_it_was(small: Path, study_of: StudyOf) -> 
     study = study_of("spots")
     start = initial_model(study).model
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    yardsticks.measure(study, sites_of(small)[:1], start, lambda _: None)
+    measure(study, sites_of(small)[:1], start)
     assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
 
 
@@ -100,7 +109,7 @@ def test_the_ensemble_of_one_site_is_that_site(small: Path, study_of: StudyOf) -
     """The mean of one model's probabilities is those probabilities."""
     study = study_of("spots", "bars")
     sites = [site for site in sites_of(small) if site.config.name != "hospital-2"]
-    found = yardsticks.measure(study, sites, initial_model(study).model, lambda _: None)
+    found = measure(study, sites, initial_model(study).model)
     for task in study.tasks:
         assert found["ensemble"][task]["accuracy"] == found["alone"][task]["accuracy"]
         assert close(found["ensemble"][task], found["alone"][task])
@@ -171,11 +180,26 @@ def test_grey_and_colour_are_laid_together(small: Path, study_of: StudyOf) -> No
     assert merged.patients == grey["spots"].patients + colour["bars"].patients
 
 
+def test_each_site_has_its_place(small: Path, study_of: StudyOf) -> None:
+    """The places of the sites cut the images laid together into what each site holds."""
+    study = study_of("spots", rounds=1)
+    sites = sites_of(small)[:2]
+    asked = yardsticks.train_and_ask(study, sites, initial_model(study).model, lambda _: None)
+    for site in sites:
+        own = site.prepare(study).tasks["spots"].splits["test"]
+        place = asked.places["spots"][site.config.name]
+        assert asked.test["spots"].patients[place] == own.patients
+        assert torch.equal(asked.test["spots"].pixels[place], own.pixels[:])
+        model = trained_alone(study, site)
+        said = logits_of(model, own, "spots", device=CPU)
+        assert np.allclose(asked.alone["spots"][site.config.name][place], said, atol=1e-5)
+
+
 def test_it_says_what_it_is_doing(small: Path, study_of: StudyOf) -> None:
     """Each training is announced, so that a long run does not look dead."""
     said: list[str] = []
     study = study_of("spots", rounds=1)
-    yardsticks.measure(study, sites_of(small)[:2], initial_model(study).model, said.append)
+    measure(study, sites_of(small)[:2], initial_model(study).model, said.append)
     assert len(said) == 3
     assert "hospital-1" in said[0]
     assert "pooled" in said[-1]

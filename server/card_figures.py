@@ -11,6 +11,14 @@ SHOWN = (
     "calibration_error",
 )  # fmt: skip
 
+_PLACES = {
+    "border": "share on the image's border",
+    "text": "share on text that is burned in",
+    "outside": "share outside of the body or the retina",
+    "pointing": "highest point within the mask or box",
+    "energy": "share within the mask or box",
+}
+
 
 def figures(card: Mapping[str, Any], study: Study) -> str:
     """Return the tables of each task's figures, all sites together and site by site."""
@@ -51,6 +59,20 @@ def _figure_rows(counted: str, of: Mapping[str, Any]) -> Iterable[Sequence[Any]]
     for who, one, around in told:
         cells = [figure_text(one, around, metric) for metric in SHOWN]
         yield who, counted, one.get("n_patients", "-"), one.get("n_images", "-"), *cells
+
+
+def attention(card: Mapping[str, Any]) -> str:
+    """Return where the model looks, task by task; nothing where no site reported it."""
+    parts = []
+    for name, splits in card["figures"].items():
+        pooled = splits.get("test", {}).get("attention", {}).get("pooled", {})
+        rows = [
+            (_PLACES[place], one["patients"], f"{one['mean']:.3f}", f"{one['even']:.3f}")
+            for place, one in pooled.items()
+        ]
+        told = table(("of the class activation maps", "patients", "mean", "an even map"), rows)
+        parts += [f"### {name}, where the model looks", told] if told else []
+    return "\n\n".join(parts)
 
 
 def operating(card: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.held_out import HELD_OUT
 from common.study import Study
-from server.card_figures import bullets, figures, operating, table
+from server.card_figures import attention, bullets, figures, operating, table
 
 MODEL_CARD = "MODEL_CARD.md"
 _UNKNOWN = "not known here"
@@ -42,6 +42,7 @@ def markdown(card: Mapping[str, Any], study: Study) -> str:
         "## Quantitative analyses",
         figures(card, study),
         operating(card),
+        attention(card),
         "## Ethical considerations",
         _privacy(card["privacy"]),
         "## Caveats and recommendations",

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.attention_warnings import LIMITS, Share, mean_shares, places, shares, warnings_of
+from client.attention_warnings import (
+    LIMITS,
+    Share,
+    is_wrong,
+    mean_shares,
+    places,
+    shares,
+    warnings_of,
+)
 from client.burned_in import boxes_of_text, signs_of_text
 
 Floats = NDArray[np.float32]
@@ -67,7 +75,7 @@ def test_letters_are_found_where_they_are_and_named() -> None:
 def test_boxes_of_a_large_picture_are_in_its_own_pixels() -> None:
     """Signs are looked for in a smaller picture, and told in the large one's pixels."""
     large = cv2.resize(head(256, text="MEYER 1950 R12"), (2048, 2048))
-    boxes = boxes_of_text(large)
+    boxes = boxes_of_text(np.asarray(large, np.float32))
     assert boxes
     assert max(y + h for _, y, _, h in boxes) < 200
     assert max(x + w for x, _, w, _ in boxes) > 500
@@ -91,3 +99,15 @@ def test_means_are_over_the_images_that_have_the_place() -> None:
     assert found["text"] == (0.5, 0.05)
     assert set(found) <= set(LIMITS)
     assert shares(np.zeros((64, 64), np.float32), head(64), "MR") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "of_map", "of_area", "wrong"),
+    [("outside", 0.4, 0.5, False), ("outside", 0.6, 0.5, True), ("outside", 0.25, 0.1, False),
+     ("border", 0.45, 0.19, True), ("text", 0.15, 0.1, False), ("text", 0.25, 0.1, True)],
+)  # fmt: skip
+def test_a_place_that_draws_less_than_its_area_is_not_warned_of(
+    name: str, of_map: float, of_area: float, *, wrong: bool
+) -> None:
+    """A place is wrong above its limit, and only where it draws more than an even map would."""
+    assert is_wrong(name, Share(of_map, of_area)) == wrong

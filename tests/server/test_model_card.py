@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
+from common.attention import means
 from common.study import Study
 from server.card_facts import NOTICE, facts_of
 from server.card_figures import figure_text, table
@@ -212,3 +214,16 @@ def test_cells_cannot_break_a_table() -> None:
     assert table(("a", "b"), [("x|y", 1)]).splitlines()[2] == "| x\\|y | 1 |"
     assert table(("a",), []) == ""
     assert figure_text({"f1": 0.5}, {"f1": [0.25, 0.75]}, "f1") == "0.500 (0.250 to 0.750)"
+
+
+def test_where_the_model_looks_is_told_where_sites_reported_it(records: list[RoundRecord]) -> None:
+    """Each mean stands beside its patients and what an even map would have; else no word of it."""
+    study = make_study()
+    assert "where the model looks" not in markdown(card_of(study, records), study)
+    pooled = means(np.array([[40, 8.0, 7.6], [0, 0, 0], [0, 0, 0], [12, 9, 1.2], [0, 0, 0]]))
+    records[2].tasks["lung"]["test"]["attention"] = {"pooled": pooled, "per_site": {}}
+    told = markdown(card_of(study, records), study)
+    assert "### lung, where the model looks" in told
+    assert "| share on the image's border | 40 | 0.200 | 0.190 |" in told
+    assert "| highest point within the mask or box | 12 | 0.750 | 0.100 |" in told
+    assert "burned in" not in told

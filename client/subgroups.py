@@ -2,12 +2,14 @@
 
 A cell is what one subgroup has of one class. A cell below the site's ``minimum_patients`` is
 suppressed, an empty one too: that nobody is there tells of everybody who is. The totals of the
-classes are known, so further cells of the same class are suppressed until at least two are, with
-at least the minimum of patients in them together: each may then hold anything from none of them to
-all. Which ones those are depends on names, never on how many patients a cell holds: of "the
-smallest of the others" its size could be told. The total of a subgroup, and figures that need all
-of its classes, are given where none of its cells is suppressed; so only the totals of the classes
-bind cells together. Tables by scanner, sex and age have nothing but these in common.
+classes are known, so further cells of the same class are suppressed with it. The subgroups, in the
+order of their names, make pairs (the last three together where their number is odd), and of a class
+a pair is given or suppressed as one; where fewer patients than the minimum are behind all that is
+suppressed, the next pair is too. Who knows this rule and the totals still finds for each suppressed
+cell that it may be empty or hold all of them: with one empty cell in each suppressed pair, every
+distribution looks the same. The total of a subgroup, and figures that need all of its classes, are
+given where none of its cells is suppressed; so only the totals of the classes bind cells together.
+Tables by scanner, sex and age have nothing but these in common.
 
 Shapes: Q cases, P patients, V subgroups, K classes.
 """
@@ -127,12 +129,13 @@ def hidden_cells(counts: Ints, minimum: int) -> NDArray[np.bool_]:
 
 def _hidden(counts: Ints, minimum: int) -> NDArray[np.bool_]:
     """Return which subgroups' cells of one class are suppressed, (V,)."""
-    hidden = counts < minimum
+    pairs = np.minimum(np.arange(len(counts)) // 2, max(0, len(counts) // 2 - 1))
+    hidden = np.isin(pairs, pairs[counts < minimum])
     if not hidden.any():
         return hidden
-    after = int(np.flatnonzero(hidden)[-1]) + 1
-    for place in np.roll(np.arange(len(counts)), -after):  # from the next one on, round the table
-        if hidden.sum() > 1 and counts[hidden].sum() >= minimum:
+    after = int(pairs[hidden][-1]) + 1
+    for pair in np.roll(np.arange(pairs[-1] + 1), -after):  # from the next one on, round the table
+        if counts[hidden].sum() >= minimum:
             break
-        hidden[place] = True
+        hidden |= pairs == pair
     return hidden

@@ -80,13 +80,13 @@ def made(cells: list[list[int]], names: list[str]) -> tuple[Cases, list[str]]:
 
 def test_a_table_gives_what_it_may() -> None:
     """A whole subgroup has metrics, a suppressed cell none, and its class's neighbour neither."""
-    cases, values = made([[20, 10], [30, 2], [15, 12]], ["F", "M", "O"])
-    table = subgroups(cases, {"sex": values}, minimum=5, seed=1)["sex"]
-    assert [line.value for line in table] == ["F", "M", "O"]
-    assert [line.patients for line in table] == [(20, 10), (30, None), (15, None)]
-    assert [line.right for line in table] == [(19 / 20, 9 / 10), (29 / 30, None), (14 / 15, None)]
-    assert table[1].metrics is None
-    assert table[2].metrics is None
+    cases, values = made([[20, 10], [30, 8], [15, 2], [18, 9]], ["A", "B", "C", "D"])
+    table = subgroups(cases, {"scanner": values}, minimum=5, seed=1)["scanner"]
+    assert [line.value for line in table] == ["A", "B", "C", "D"]
+    assert [line.patients for line in table] == [(20, 10), (30, 8), (15, None), (18, None)]
+    assert [line.right[0] for line in table] == [19 / 20, 29 / 30, 14 / 15, 17 / 18]
+    assert [line.right[1] for line in table] == [9 / 10, 7 / 8, None, None]
+    assert [line.metrics is None for line in table] == [False, False, True, True]
     assert table[0].metrics is not None
     assert table[0].metrics["sensitivity"].value == 9 / 10
     assert table[0].metrics["specificity"].value == 19 / 20

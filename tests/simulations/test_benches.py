@@ -20,6 +20,7 @@ HELPERS = {
     "combine_parts",
     "ct_files",
     "deployed",
+    "egress_attention",
     "egress_cases",
     "egress_figures",
     "egress_mutations",

@@ -1,7 +1,6 @@
 """The hospital's command that checks its data before a study."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from client.cli_agreed import agreed_at
 from common.command_line import err
 
 if TYPE_CHECKING:
@@ -46,17 +46,9 @@ def check(
     Nothing is trained and nothing leaves the machine. The report with pictures of patients is for
     the hospital's eyes. Ends with 0 if the site may take part.
     """
-    from client.config import SiteConfig
-    from common.errors import OutputError, TaskWithoutSiteError
-    from common.study import Study
+    from common.errors import OutputError
 
-    agreed, config = Study.load(study), SiteConfig.load(site)
-    if not set(agreed.tasks) & set(config.data):
-        raise TaskWithoutSiteError(
-            f"{config.name} has none of the study's tasks ({', '.join(agreed.tasks)}).",
-            remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
-        )
-    check_owner(config.state)
+    agreed, config = agreed_at(site, study)
     checked = _checked(agreed, config, workers)
     from client.gate_report import as_json as said_of
     from client.gate_report import write_report
@@ -106,18 +98,6 @@ def _checked(study: "Study", config: "SiteConfig", workers: int | None) -> "Chec
             bars.update(shown[name], completed=done)
 
         return check_site(study, config, log=open_log(config), workers=workers, progress=tell)
-
-
-def check_owner(state: Path) -> None:
-    """Refuse to work as root in the state folder of another user: the files would be root's."""
-    from common.errors import DataError
-
-    if os.geteuid() == 0 and state.exists() and state.stat().st_uid:
-        owner = state.owner()
-        raise DataError(
-            f"{state} belongs to {owner}, who could not use what root writes there.",
-            remedy=f"Put before the command: sudo -u {owner}",
-        )
 
 
 def _tell(checked: "Checked", html: Path, log: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.cli_check import check_owner
+from client.cli_agreed import Alone, ModelFolder, agreed_at
 from client.cli_daemon import AsJson, Site
 from common.command_line import err
 
@@ -40,17 +40,8 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     site: Site,
     study: Annotated[Path, typer.Option(help="The study whose network is measured.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder of rarefed-server export, instead of what the site keeps."),
-    ] = None,
-    alone: Annotated[
-        bool,
-        typer.Option(
-            "--alone",
-            help="Also train on this site's patients alone, and say what the study gained.",
-        ),
-    ] = False,
+    model: ModelFolder = None,
+    alone: Alone = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a study's network on this hospital's held-out patients, with intervals.
@@ -58,17 +49,9 @@ def evaluate(
     Nothing leaves the machine. All figures, with those of each image, are written to the folder
     'state' for the hospital's eyes.
     """
-    from client.config import SiteConfig
-    from common.errors import OutputError, TaskWithoutSiteError
-    from common.study import Study
+    from common.errors import OutputError
 
-    agreed, config = Study.load(study), SiteConfig.load(site)
-    if not set(agreed.tasks) & set(config.data):
-        raise TaskWithoutSiteError(
-            f"{config.name} has none of the study's tasks ({', '.join(agreed.tasks)}).",
-            remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
-        )
-    check_owner(config.state)
+    agreed, config = agreed_at(site, study)
     try:
         found, file = _measured(agreed, config, model, alone=alone)
     except OSError as error:
@@ -89,15 +72,10 @@ def _measured(
     with err.status("getting ready") as status:
         from client import evaluation  # seconds to load: first what fails at once
         from client.device import device_of
-        from client.final_model import exported_model
         from client.site_log import open_log
 
         device = device_of(config.device)
-        models = (
-            evaluation.kept_models(config, study, device)
-            if folder is None
-            else evaluation.exported_models(exported_model(folder, device=device), study)
-        )
+        models = evaluation.models_of(config, study, folder, device)
         status.update("measuring")
         found = evaluation.evaluate_site(
             config,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.cli_check import check_owner
+from client.cli_agreed import ModelFolder, check_owner
 from client.cli_daemon import AsJson, Site
 from common.command_line import err
 
@@ -40,10 +40,7 @@ def explain(
     site: Site,
     study: Annotated[Path, typer.Option(help="The study whose network is asked.")],
     out: Annotated[Path, typer.Option(help="Folder for the overlays and explanations.json.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(help="A folder of rarefed-server export, instead of what the site keeps."),
-    ] = None,
+    model: ModelFolder = None,
     task: Annotated[
         str, typer.Option(help="Which task; needed where site and study share several.")
     ] = "",

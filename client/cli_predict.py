@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.cli_check import check_owner
+from client.cli_agreed import check_owner
 from client.cli_daemon import AsJson, Site
 from common.command_line import err
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from client.cli_check import check_owner
+from client.cli_agreed import Alone, ModelFolder, agreed_at
 from client.cli_daemon import AsJson, Site
 from client.cli_explain import Method
 from common.command_line import err
@@ -39,13 +39,7 @@ def register(app: typer.Typer) -> None:
 def report(
     site: Site,
     study: Annotated[Path, typer.Option(help="The study whose network is shown.")],
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder of rarefed-server export, instead of what the site keeps; its figures "
-            "of all sites stand beside this site's."
-        ),
-    ] = None,
+    model: ModelFolder = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the page goes; by default state/report.html.")
     ] = None,
@@ -53,13 +47,7 @@ def report(
         int, typer.Option(min=0, max=200, help="Cases shown of each kind, at most.")
     ] = 6,
     method: Annotated[Method, typer.Option(help="How maps are made.")] = "hirescam",
-    alone: Annotated[
-        bool,
-        typer.Option(
-            "--alone",
-            help="Also train on this site's patients alone, and say what the study gained.",
-        ),
-    ] = False,
+    alone: Alone = False,
     feedback: Annotated[
         Path | None, typer.Option(help="A file that the page saved: check it and keep it first.")
     ] = None,
@@ -73,17 +61,9 @@ def report(
     Nothing leaves the machine. The page shows patients: it is for the hospital's eyes. What
     clinicians note on it comes back with --feedback, and is kept in the folder 'state'.
     """
-    from client.config import SiteConfig
-    from common.errors import OutputError, TaskWithoutSiteError
-    from common.study import Study
+    from common.errors import OutputError
 
-    agreed, config = Study.load(study), SiteConfig.load(site)
-    if not set(agreed.tasks) & set(config.data):
-        raise TaskWithoutSiteError(
-            f"{config.name} has none of the study's tasks ({', '.join(agreed.tasks)}).",
-            remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
-        )
-    check_owner(config.state)
+    agreed, config = agreed_at(site, study)
     file = out or config.state / "report.html"
     try:
         from client.report_views import Wanted  # seconds to load: first what fails at once
@@ -114,17 +94,12 @@ def _made(
         from client import evaluation, report_page
         from client import feedback as opinions
         from client.device import device_of
-        from client.final_model import exported_model
         from client.report import gather
         from client.report_federation import federation_of
         from client.site_log import open_log
 
         device = device_of(config.device)
-        models = (
-            evaluation.kept_models(config, study, device)
-            if folder is None
-            else evaluation.exported_models(exported_model(folder, device=device), study)
-        )
+        models = evaluation.models_of(config, study, folder, device)
         kept, model, new = opinions.file_of(config, study), models.final.sha256, None
         if feedback is not None:
             known = opinions.known_cases(config, study)

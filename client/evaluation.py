@@ -16,7 +16,13 @@ from client.bootstrap import Estimate, differences, intervals
 from client.config import SiteConfig
 from client.dataset import TaskData
 from client.evaluate import logits_of
-from client.final_model import FinalModel, final_model, first_model, shared_model
+from client.final_model import (
+    FinalModel,
+    exported_model,
+    final_model,
+    first_model,
+    shared_model,
+)
 from client.local_figures import TaskFigures, figures_of_task, patient_cases
 from client.prepared import deal, load_tasks
 from common.errors import StudyMismatchError, TaskWithoutSiteError
@@ -67,6 +73,19 @@ class Models(NamedTuple):
     """The one that the figures are of."""
     named: Mapping[str, FederatedModel]
     """It and what it is compared with, by name; it is the first."""
+
+
+def models_of(
+    config: SiteConfig, study: Study, folder: Path | None, device: torch.device
+) -> Models:
+    """Return the networks of a folder that ``rarefed-server export`` wrote, or those kept here.
+
+    Raises:
+        RarefedError: As ``kept_models``, or ``exported_model`` and ``exported_models``.
+    """
+    if folder is None:
+        return kept_models(config, study, device)
+    return exported_models(exported_model(folder, device=device), study)
 
 
 def kept_models(config: SiteConfig, study: Study, device: torch.device) -> Models:

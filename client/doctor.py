@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 GB = 10**9
 LEAST_FREE = 2 * GB
 """Bytes of disk that are asked for while no study is named."""
-MODELS_ON_DISK = 3
-"""An order, a reply and the base, each up to the size of the study's model."""
+MODELS_ON_DISK = 5
+"""An order, a reply, the base, and the networks that the study began and ended with, each up to the
+size of the study's model."""
 
 _AS_ROOT = "Run the doctor as root: it then sees what vault and courier have each to themselves."
 

@@ -184,7 +184,7 @@ def test_a_study_is_compared_with_disk_and_device(
 ) -> None:
     """With a study its own size counts, and a processor needs no graphics card."""
     found = {finding.name: finding for finding in examine(hospital, make_study())}
-    assert "3 times the model of study" in found["disk"].message
+    assert "5 times the model of study" in found["disk"].message
     assert found["gpu"].ok
 
 

@@ -1,5 +1,6 @@
 """Laws of the script that trains the demo's backbone."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -81,6 +82,6 @@ def test_the_script_writes_a_file_that_says_how_it_came_about(tmp_path: Path) ->
     """The header holds backbone, images, epochs, seed and the held-out accuracy."""
     pretrain.main(tmp_path / "w.safetensors", images=64, epochs=1, seed=3)
     with safe_open(tmp_path / "w.safetensors", framework="numpy") as file:
-        notes = file.metadata()
+        notes = json.loads(file.metadata()["rarefed"])
     assert 0 <= float(notes.pop("held_out_accuracy")) <= 1
     assert notes == {"backbone": "test_resnet", "images": "64", "epochs": "1", "seed": "3"}

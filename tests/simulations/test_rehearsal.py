@@ -30,6 +30,12 @@ def test_every_process_is_killed_at_every_moment() -> None:
     assert len(set(ALL_KILLS)) == len(PROCESSES) * len(MOMENTS)
 
 
+@pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of a short name: the path of a socket within may have 107 bytes."""
+    return tmp_path_factory.mktemp("r")
+
+
 def test_a_folder_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     """A rehearsal begins in an empty folder, or not at all."""
     (tmp_path / "thesis.txt").touch()
@@ -50,10 +56,10 @@ def test_the_study_of_a_rehearsal_is_a_study(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_nginx
 def test_a_deployed_study_ends_as_its_simulation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Model and figures are the simulation's to the last bit, though processes were killed."""
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(short)
     kills = (Kill("coordinator", "serverapp"), Kill("site", "vault"), Kill("site", "clientapp"))
     found = rehearse(Path("rehearsal"), kills)
     assert found["same_model"]
@@ -64,11 +70,11 @@ def test_a_deployed_study_ends_as_its_simulation(
 @pytest.mark.slow
 @needs_nginx
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
-def test_a_bad_line_changes_nothing(tmp_path: Path) -> None:
+def test_a_bad_line_changes_nothing(short: Path) -> None:
     """With one hospital behind 4 Mbit/s and 1 % loss, the model is still the simulation's."""
     if not namespaces.available():
         pytest.skip("this machine allows no network namespaces, or lacks ip, tc or nft")
-    found = rehearse(tmp_path / "rehearsal", (), separate=True)
+    found = rehearse(short / "rehearsal", (), separate=True)
     assert found["namespaces"]
     assert found["same_model"]
     assert found["same_figures"]

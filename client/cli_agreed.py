@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +22,10 @@ Alone = Annotated[
     typer.Option(
         "--alone", help="Also train on this site's patients alone, and say what the study gained."
     ),
+]
+Method = Annotated[
+    Literal["gradcam", "gradcam++", "hirescam", "layercam", "eigencam"],
+    typer.Option(help="How maps are made."),
 ]
 
 

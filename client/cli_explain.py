@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.cli_agreed import ModelFolder, check_owner
+from client.cli_agreed import Method, ModelFolder, agreed_at
 from client.cli_daemon import AsJson, Site
 from common.command_line import err
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from common.study import Study
 
 out_console = Console()
-Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "eigencam"]
 
 
 class Wanted(NamedTuple):
@@ -44,7 +43,7 @@ def explain(
     task: Annotated[
         str, typer.Option(help="Which task; needed where site and study share several.")
     ] = "",
-    method: Annotated[Method, typer.Option(help="How maps are made.")] = "hirescam",
+    method: Method = "hirescam",
     cells: Annotated[
         int, typer.Option(min=1, max=64, help="Cells of a side that maps have at least.")
     ] = 6,
@@ -55,13 +54,10 @@ def explain(
 
     Nothing leaves the machine. The overlays show patients: they are for the hospital's eyes.
     """
-    from client.config import SiteConfig
     from common.errors import OutputError
-    from common.study import Study
 
-    agreed, config = Study.load(study), SiteConfig.load(site)
+    agreed, config = agreed_at(site, study)
     name = _task(agreed, config, task)
-    check_owner(config.state)
     try:
         found = _explained(agreed, config, name, out, model, Wanted(method, cells, count))
     except OSError as error:
@@ -84,17 +80,10 @@ def explain(
 
 
 def _task(study: "Study", config: "SiteConfig", task: str) -> str:
-    """Return the task that is asked for; without a name, the only one that there is."""
-    from common.errors import TaskWithoutSiteError
-
+    """Return the task that is asked for; without a name, the only one that both have."""
     both = sorted(set(study.tasks) & set(config.data))
     if task in both or (not task and len(both) == 1):
         return task or both[0]
-    if not both:
-        raise TaskWithoutSiteError(
-            f"{config.name} has none of the study's tasks ({', '.join(study.tasks)}).",
-            remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
-        )
     what = f"--task {task}: no task of both site and study" if task else "several tasks"
     raise typer.BadParameter(f"{what}; give --task, one of {', '.join(both)}")
 

@@ -8,9 +8,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from client.cli_agreed import Alone, ModelFolder, agreed_at
+from client.cli_agreed import Alone, Method, ModelFolder, agreed_at
 from client.cli_daemon import AsJson, Site
-from client.cli_explain import Method
 from common.command_line import err
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def report(
     cases: Annotated[
         int, typer.Option(min=0, max=200, help="Cases shown of each kind, at most.")
     ] = 6,
-    method: Annotated[Method, typer.Option(help="How maps are made.")] = "hirescam",
+    method: Method = "hirescam",
     alone: Alone = False,
     feedback: Annotated[
         Path | None, typer.Option(help="A file that the page saved: check it and keep it first.")

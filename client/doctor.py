@@ -18,6 +18,7 @@ from client.approvals import load_pin
 from client.config import SiteConfig
 from client.courier import Connection
 from client.probes import Finding, network_findings
+from client.socket_file import check_path
 from common.errors import RarefedError
 from common.study import Study
 from common.versions import software_version
@@ -127,7 +128,12 @@ def find_separation(config: SiteConfig) -> Finding:
 
 def find_vault(config: SiteConfig) -> Finding:
     """See whether the vault answers on its socket, and who may speak to it."""
-    name, state = "vault", vault_state(config)
+    name = "vault"
+    try:
+        check_path(config)
+    except RarefedError as error:
+        return _from(name, error)
+    state = vault_state(config)
     if state == "absent":
         message, remedy = "not running: there is no socket", "Start it: rarefed-client start SITE"
         return Finding(name, ok=True, message=message, remedy=remedy)

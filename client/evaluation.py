@@ -157,6 +157,18 @@ def evaluate_site(
             first, images, study, site=config.name, device=device, progress=progress
         )
     held = {name: tasks[name] for name in sorted(common)}
+    return _figures(config, study, Models(models.final, named), held, device)
+
+
+def _figures(
+    config: SiteConfig,
+    study: Study,
+    models: Models,
+    held: Mapping[str, TaskData],
+    device: torch.device,
+) -> LocalFigures:
+    """Measure the final model on the tasks' images, and compare all models where several are."""
+    final, named = models
     return LocalFigures(
         format="rarefed-evaluation-1",
         disclaimer=DISCLAIMER,
@@ -164,12 +176,12 @@ def evaluate_site(
         study=study.name,
         digest=study.digest(),
         model=next(iter(named)),
-        model_round=models.final.model_round,
-        sha256=models.final.sha256,
+        model_round=final.model_round,
+        sha256=final.sha256,
         software=software_version(),
         minimum_patients=config.limits.minimum_patients,
         tasks={
-            name: _task(config, study, models.final.model, name, data, device)
+            name: _task(config, study, final.model, name, data, device)
             for name, data in held.items()
         },
         benefit={

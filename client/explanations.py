@@ -72,18 +72,7 @@ def explain_site(
     rows = chosen_rows(_test_rows(config, final, task), count)
     asked = _asked(final, task, method, cells, device)
     make_private_folder(out)
-    cases = []
-    for number, row in enumerate(rows, 1):
-        try:
-            case, picture = explained_case(row, asked)
-        except ImageError as error:
-            log.warning("line %d of %s is not explained: %s", row.line, task, error.message)
-        else:
-            name = f"case-{number:04}.png"
-            write_atomic(out / name, picture, mode=OWNER_ONLY)
-            cases.append(dataclasses.replace(case, overlay=name))
-        if progress is not None:
-            progress(number, len(rows))
+    cases = _explained(rows, asked, out, log, progress)
     if not cases:
         raise EmptyManifestError(
             f"No test row of {task} can be explained.",
@@ -92,6 +81,29 @@ def explain_site(
     found = _said(final, asked, cases, len(rows) - len(cases), config.limits)
     write_json(out / EXPLANATIONS, found, mode=OWNER_ONLY)
     return found
+
+
+def _explained(
+    rows: Sequence[Row],
+    asked: Asked,
+    out: Path,
+    log: logging.Logger,
+    progress: Callable[[int, int], None] | None,
+) -> list[Case]:
+    """Write an overlay of each row that can be explained, and return the cases."""
+    cases = []
+    for number, row in enumerate(rows, 1):
+        try:
+            case, picture = explained_case(row, asked)
+        except ImageError as error:
+            log.warning("line %d of %s is not explained: %s", row.line, asked.name, error.message)
+        else:
+            name = f"case-{number:04}.png"
+            write_atomic(out / name, picture, mode=OWNER_ONLY)
+            cases.append(dataclasses.replace(case, overlay=name))
+        if progress is not None:
+            progress(number, len(rows))
+    return cases
 
 
 def chosen_rows(rows: Sequence[Row], count: int) -> list[Row]:

@@ -4,13 +4,11 @@ import logging
 
 import torch
 
-from client.cache import cache_of
 from client.config import SiteConfig
-from client.dataset import TaskData, load_task
+from client.dataset import TaskData
 from client.final_model import FinalModel
 from client.out_of_distribution import FEWEST, Known, learn, load, save
-from client.prepared import deal
-from client.reading_pass import workers_of
+from client.prepared import deal, load_tasks
 from common.errors import DataError
 from common.files import sha256_of
 
@@ -47,15 +45,5 @@ def known_images(
 
 def _own_images(config: SiteConfig, final: FinalModel, task: str, log: logging.Logger) -> TaskData:
     """Read the site's images of a task, from the cache where they are kept."""
-    study, dealt = final.study, deal(final.study, config)[task]
-    workers, apart = workers_of(config)
-    return load_task(
-        dealt.rows,
-        study.tasks[task],
-        size=study.backbone.image_size,
-        terms=dealt.terms,
-        workers=workers,
-        log=log,
-        cache=cache_of(config, log),
-        apart=apart,
-    )
+    dealt = deal(final.study, config)
+    return load_tasks(final.study, config, {task: dealt[task]}, log)[task]

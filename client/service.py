@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from client.config import SiteConfig
 from client.courier import STATUS_FILE, courier_services, environment, stall_watch
+from client.socket_file import check_path
 from common.errors import ServiceError
 from common.processes import Service, stop_on_signals, supervise
 
@@ -54,8 +55,10 @@ def plan(config: SiteConfig, folder: Path, users: Users | None) -> Plan:
 
     Raises:
         EnrolmentError: The hospital has not joined a coordinator.
-        ServiceError: A user does not exist or may not use its folder, or this is not root.
+        ServiceError: The path of the vault's socket is too long, a user does not exist or may not
+            use its folder, or this is not root.
     """
+    check_path(config)  # a vault that ends with this fault would be started again for ever
     if users is None:
         vault = Service(
             name="vault",

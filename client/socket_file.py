@@ -57,6 +57,19 @@ def _locked(path: Path) -> int:
     return handle
 
 
+def check_path(config: SiteConfig) -> None:
+    """Refuse a path that no socket can have.
+
+    Raises:
+        ServiceError: It has more than ``MAX_PATH_BYTES`` bytes.
+    """
+    if len(os.fsencode(config.socket)) > MAX_PATH_BYTES:
+        raise ServiceError(
+            f"The path of the vault's socket is too long: {config.socket}",
+            remedy=f"Set 'socket' in site.toml to one of at most {MAX_PATH_BYTES} bytes.",
+        )
+
+
 @contextlib.contextmanager
 def listen(config: SiteConfig) -> Iterator[socket.socket]:
     """Bind the vault's socket, open to its group or to its user alone; remove it at the end.
@@ -67,11 +80,7 @@ def listen(config: SiteConfig) -> Iterator[socket.socket]:
         ServiceError: The socket cannot be there, or there is no such group.
     """
     path, group = config.socket, _group_id(config.socket_group)
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ServiceError(
-            f"The path of the vault's socket is too long: {path}",
-            remedy=f"Set 'socket' in site.toml to one of at most {MAX_PATH_BYTES} bytes.",
-        )
+    check_path(config)
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener:
         try:
             _make_folder(path.parent, group)

@@ -24,35 +24,27 @@ What is reported, and what could be had from it by subtraction:
 Rounding is for what is declared, and for the weights and steps that follow from it. Numbers within
 a state are exact where it is reported at all: a state that did not agree with itself says nothing.
 
-Histograms: a bin holds k patients for sure if it holds more images of a label than those k - 1
-patients have together who have most of them. That can be told from the state itself, and is more
-than needed where patients have many images.
-
-The losses at several temperatures and the sums of squares are each one number over all images of a
-state, as the sum of the losses is; but so many exact sums of so few images are equations that their
-log-odds could be solved from. Beside a full histogram, which tells log-odds to 1.5 %, they say
-nothing new. Where bins are merged they are rounded to four digits. They then tell how wide the
-log-odds lie, and no longer where each one does: losses at neighbouring temperatures hardly differ,
-so that what an image alone adds is lost in the rounding.
+Bins of histograms are merged (``client/merged_bins.py``) where the hospital asks for it. The losses
+at several temperatures and the sums of squares are each one number over all images of a state, as
+the sum of the losses is; but so many sums of so few images are equations that their log-odds can be
+solved from, and rounding hardly hinders that: with four digits, those of six images are found to
+0.08. Beside a full histogram, which tells log-odds to 1.5 %, they say nothing new. Where bins are
+merged they stay here.
 """
 
-import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain, groupby, pairwise, product
-from typing import Any, NamedTuple, Self
-
-import numpy as np
+from itertools import chain, groupby, product
+from typing import Any, NamedTuple
 
 from client.config import Limits
+from client.merged_bins import Least, merged
 from common import metrics
-from common.arrays import Array, Arrays
+from common.arrays import Arrays
 from common.errors import ReplyError
 from common.held_out import HELD_OUT, SPLIT_OF
 from common.messages import Order, Reply, Training, rounded
 from common.metrics import MetricState
-from common.ranking import BINS, Floats, Ints
 
 Key = tuple[str, str]
 """A task, and the name of a state of one of its splits."""
@@ -107,8 +99,7 @@ def suppress(reply: Reply, order: Order, limits: Limits, behind: Mapping[Key, Be
     states = {}
     for key in behind.keys() & reported.keys():
         if (state := _state_of(reported[key], order, key)) is not None:
-            least = _Least.of(order, key, limits, behind[key])
-            states[key] = _blurred(_merged(state, least), limits)
+            states[key] = _coarsened(state, _least(order, key, limits, behind), limits)
     dropped = withheld(states, order, limits, behind)
     kept: dict[Key, Arrays] = {
         key: metrics.to_arrays(states[key]) if key in states else arrays
@@ -163,10 +154,10 @@ def _reason(
     """Return why a state may not leave beside those that are kept; empty where it may."""
     if _has_small_class(state, behind[key], limits):
         return "a class has too few patients"
-    if not _Least.of(order, key, limits, behind[key]).holds(state):
+    if not _least(order, key, limits, behind).holds(state):
         return "a bin of a histogram has too few patients"
-    if not _is_blurred(state, limits):
-        return "losses are told more exactly than bins are"
+    if limits.histogram_patients > 1 and metrics.told(state):
+        return "sums are told that bins could be solved from"
     if any(differ_by_few(behind[key], behind[other], limits) for other in kept):
         return "too few patients make the difference to another task"
     return ""
@@ -181,34 +172,6 @@ def _state_of(arrays: Arrays, order: Order, key: Key) -> MetricState | None:
         return metrics.from_arrays(arrays, len(task.classes), task.positive_index)
     except (ReplyError, AttributeError, TypeError, ValueError):
         return None
-
-
-class _Least(NamedTuple):
-    """Images that are surely of ``limits.histogram_patients`` patients."""
-
-    by_label: Array
-    """(C, 2): of the negatives and the positives of each ranked class."""
-    of_all: int
-
-    @classmethod
-    def of(cls, order: Order, key: Key, limits: Limits, behind: Behind) -> Self:
-        def least(classes: Iterable[int]) -> int:
-            images: Counter[str] = sum((Counter(behind.classes[k]) for k in classes), Counter())
-            return sum(heapq.nlargest(limits.histogram_patients - 1, images.values())) + 1
-
-        every, positive = range(len(behind.classes)), order.study.tasks[key[0]].positive_index
-        ranked = every if positive is None else (positive,)
-        by_label = [[least(k for k in every if k != c), least((c,))] for c in ranked]
-        return cls(np.array(by_label), least(every))
-
-    def holds(self, state: MetricState) -> bool:
-        """Say whether every bin in use holds enough."""
-        by_label = self.by_label[..., np.newaxis]
-        tables = (state.histogram, by_label), (state.histogram_upper, by_label)
-        return all(
-            bool(np.all((table == 0) | (table >= least)))
-            for table, least in (*tables, (state.calibration[:, 0], self.of_all))
-        )
 
 
 def _has_small_class(state: MetricState, behind: Behind, limits: Limits) -> bool:
@@ -240,91 +203,11 @@ def _tell_few_apart(images: Behind, patients: Behind, limits: Limits) -> bool:
     return 0 < mixed < limits.minimum_patients or differ_by_few(images, patients, limits)
 
 
-def _merged(state: MetricState, least: _Least) -> MetricState:
-    """Merge neighbouring bins until each holds no image of a label, or enough of it.
-
-    Where even all bins together do not, they are merged all the same, and the state is withheld.
-    """
-    if least.holds(state) or not np.array_equal(state.histogram, state.histogram_upper):
-        return state
-    pairs = [_spread(*row) for row in zip(state.histogram, least.by_label, strict=True)]
-    lower, upper = (np.stack(side) for side in zip(*pairs, strict=True))
-    calibration = _gathered(state.calibration, least.of_all)
-    return replace(state, histogram=lower, histogram_upper=upper, calibration=calibration)
+def _least(order: Order, key: Key, limits: Limits, behind: Mapping[Key, Behind]) -> Least:
+    positive = order.study.tasks[key[0]].positive_index
+    return Least.of(behind[key].classes, positive, limits.histogram_patients)
 
 
-def _blurred(state: MetricState, limits: Limits) -> MetricState:
-    """Round, where bins are merged, the sums that together would say more than the bins."""
-    if limits.histogram_patients == 1:
-        return state
-    # Of squares the part by which images differ: rounding the whole could be more than that.
-    alike = np.array([state.loss_sum, state.brier_sum]) ** 2 / max(state.n_images, 1)
-    squares = alike + _four_digits(np.maximum(state.squares - alike, 0.0))
-    return replace(state, squares=squares, scaled_loss=_four_digits(state.scaled_loss))
-
-
-def _is_blurred(state: MetricState, limits: Limits) -> bool:
-    blurred = _blurred(state, limits)
-    # Adding and subtracting what images have alike moves squares by their own rounding.
-    squares = np.allclose(state.squares, blurred.squares, rtol=1e-12, atol=0.0)
-    return squares and np.array_equal(state.scaled_loss, blurred.scaled_loss)
-
-
-def _four_digits(values: Floats) -> Floats:
-    return np.array([float(f"{value:.3e}") for value in values])
-
-
-def _spread(histogram: Ints, least: Array) -> tuple[Ints, Ints]:
-    """Return the (2, BINS) counts of merged bins, once at their lowest and once at their highest.
-
-    Merged bins reach half-way to their neighbours: their ends are no image's own bin.
-    """
-    used = np.flatnonzero(histogram.sum(axis=0))
-    runs = _runs(histogram[:, used], least)
-    lower, upper = np.zeros_like(histogram), np.zeros_like(histogram)
-    for number, (first, last) in enumerate(runs):
-        begin = (used[first - 1] + used[first]) // 2 + 1 if number else 0
-        end = (used[last] + used[last + 1]) // 2 if number < len(runs) - 1 else BINS - 1
-        if first == last:
-            begin = end = used[first]
-        counts = histogram[:, used[first] : used[last] + 1].sum(axis=1)
-        lower[:, begin] += counts
-        upper[:, end] += counts
-    return lower, upper
-
-
-def _gathered(calibration: Floats, least: int) -> Floats:
-    """Merge bins of the calibration table; its error can only become smaller by that."""
-    used = np.flatnonzero(calibration[:, 0])
-    merged = np.zeros_like(calibration)
-    for first, last in _runs(calibration[np.newaxis, used, 0], np.array([least])):
-        merged[used[first]] = calibration[used[first] : used[last] + 1].sum(axis=0)
-    return merged
-
-
-def _runs(counts: Array, least: Array) -> list[tuple[int, int]]:
-    """Cut bins into runs, from the lowest up, each as short as it can be.
-
-    Args:
-        counts: (L, U) counts of L labels in the U bins in use.
-        least: (L,), what each run holds at least of each label that it holds at all.
-
-    Returns:
-        First and last bin of each run; what is left over at the end joins the runs before.
-    """
-    before = np.concatenate([np.zeros((len(counts), 1)), counts.cumsum(axis=1)], axis=1)
-
-    def enough(begin: int, end: int) -> bool:
-        held = before[:, end] - before[:, begin]
-        return bool(np.all((held == 0) | (held >= least)))
-
-    ends = [0]
-    for end in range(1, counts.shape[1] + 1):
-        if enough(ends[-1], end):
-            ends.append(end)
-    if ends[-1] < counts.shape[1]:
-        last = counts.shape[1]
-        while len(ends) > 1 and not enough(ends[-1], last):
-            ends.pop()
-        ends.append(last)
-    return [(begin, end - 1) for begin, end in pairwise(ends)]
+def _coarsened(state: MetricState, least: Least, limits: Limits) -> MetricState:
+    """Merge bins where the hospital asks for it, and leave out what would tell more than they."""
+    return state if limits.histogram_patients == 1 else metrics.untold(merged(state, least))

@@ -17,8 +17,9 @@ figure (Davison and Hinkley 1997, section 5.2), and the figure itself is kept wi
 
 There is no interval where it would not be right: where patients have several images (those of one
 patient are alike; the state that counts each patient once has intervals), where more than one draw
-in twenty leaves the metric undefined, where all draws are equal, and, for what a histogram's bins
-give alone, where a site has merged them. That of AUROC is wider by its bound at both ends.
+in twenty leaves the metric undefined, where all draws are equal, and, where a site has merged bins,
+for what bins give alone, and for the means, whose squares such a site does not tell. That of AUROC
+is wider by its bound at both ends.
 """
 
 import math
@@ -91,7 +92,9 @@ def _shares(state: MetricState, positive: int | None) -> dict[str, Interval | No
 
 
 def _means(state: MetricState, positive: int | None) -> dict[str, Interval | None]:
-    """Return Student's intervals of loss and Brier score."""
+    """Return Student's intervals of loss and Brier score; None where squares are not told."""
+    if not metrics.told(state):
+        return {}
     n, (squared_loss, squared_brier) = state.n_images, state.squares.tolist()
     greatest = 2.0 if positive is None else 1.0
     return {

@@ -49,7 +49,8 @@ class MetricState:
     loss_sum: float  # of the cross-entropy, in nats
     brier_sum: float  # of the squared errors of the probabilities
     squares: Floats  # (2,): sums of the squares of what those two are sums of
-    scaled_loss: Floats  # (T,): the loss's sum had logits been divided by each of TEMPERATURES
+    scaled_loss: Floats  # (T,): the loss's sum had logits been divided by each of TEMPERATURES;
+    #                      NaN, as squares, where a site does not tell them (``untold``)
     confusion: Ints  # (K, K): rows are the true classes, columns the predicted ones
     histogram: Ints  # (C, 2, BINS): counts of log-odds by the lowest bin where each may lie;
     #                  negatives, positives
@@ -119,8 +120,21 @@ def with_patients(state: MetricState, n: int) -> MetricState:
     return replace(state, n_patients=n)
 
 
+def untold(state: MetricState) -> MetricState:
+    """Return ``state`` without the sums that single log-odds could be solved from."""
+    blank = {name: np.full_like(getattr(state, name), np.nan) for name in MAY_BE_UNTOLD}
+    return replace(state, **blank)
+
+
+def told(state: MetricState) -> bool:
+    """Say whether all of ``MAY_BE_UNTOLD`` are known; of merged states, from all of them."""
+    return not any(np.isnan(getattr(state, name)).any() for name in MAY_BE_UNTOLD)
+
+
 def merge(states: Iterable[MetricState]) -> MetricState:
     """Return the state of all images together; the order changes no bit of it.
+
+    What one of them does not tell is not told of all together either.
 
     Raises:
         ValueError: No state at all, or states of tasks of different shapes.
@@ -192,17 +206,20 @@ def at_highest_logit(confusion: Ints, positive: int | None) -> dict[str, Floats]
 
 _AS_THEY_ARE = ("squares", "scaled_loss", "confusion", "calibration")
 """Arrays that travel as the state has them."""
+MAY_BE_UNTOLD = _AS_THEY_ARE[:2]
+"""Those of them that a site may leave out, both together."""
 
 
 def to_arrays(state: MetricState) -> dict[str, NDArray[Any]]:
     """Return the wire form; a histogram as flat indices of its bins in use and their counts.
 
-    The upper histogram is left out where it is the same.
+    The upper histogram is left out where it is the same, and what is not told.
     """
+    names = _AS_THEY_ARE if told(state) else _AS_THEY_ARE[len(MAY_BE_UNTOLD) :]
     arrays = {
         "counts": np.array([state.n_patients, state.n_images], np.int64),
         "sums": np.array([state.loss_sum, state.brier_sum], np.float64),
-        **{name: getattr(state, name) for name in _AS_THEY_ARE},
+        **{name: getattr(state, name) for name in names},
         **_sparse("histogram", state.histogram),
     }
     if not np.array_equal(state.histogram, state.histogram_upper):
@@ -218,6 +235,8 @@ def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricS
             none, every sum that does not agree with the others.
     """
     blank = zero(n_classes, positive)
+    if arrays.keys().isdisjoint(MAY_BE_UNTOLD):
+        blank = untold(blank)
     expected = to_arrays(blank)
     if upper := arrays.keys() & _sparse("histogram_upper", blank.histogram).keys():
         expected |= _sparse("histogram_upper", blank.histogram)
@@ -237,7 +256,7 @@ def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricS
             n_images=n_images,
             loss_sum=loss,
             brier_sum=brier,
-            **{name: usable[name] for name in _AS_THEY_ARE},
+            **{name: usable[name] for name in _AS_THEY_ARE if name in expected},
         )
         faults = faults_of.sum_faults(state, ranked_classes(n_classes, positive))
     if faults:

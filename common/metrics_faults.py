@@ -16,9 +16,8 @@ Arrays = Mapping[str, NDArray[Any]]
 LOGIT_MAX = float(np.finfo(np.float32).max)
 _LOSS_MAX = 3 * LOGIT_MAX
 """No image can lose more: two float32 logits differ by at most twice their maximum."""
-ROUNDED = 2e-3
-"""By how much of itself a sum may be off: a site rounds some to four digits, each by 0.0005 of
-itself (``client/suppression.py``)."""
+ROUNDED = 1e-6
+"""By how much of itself a sum may be off: its float64 terms were added in some order."""
 
 _TINY = 1e-100
 """Losses below this may lose their digits, and their squares be zero."""
@@ -40,7 +39,7 @@ def misfits(arrays: Arrays, expected: Arrays) -> dict[str, str]:
 def value_faults(arrays: Arrays, n_bins: int) -> list[str]:
     """Return what is wrong within single arrays."""
     sums, table = arrays["sums"], arrays["calibration"]
-    more = {name: arrays[name] for name in ("squares", "scaled_loss")}
+    more = {name: arrays[name] for name in ("squares", "scaled_loss") if name in arrays}
     patients, images = arrays["counts"]
     checks = {
         f"counts: {patients} patients with {images} images": 0 <= patients <= images,
@@ -69,17 +68,9 @@ def sum_faults(state: "MetricState", ranked: list[int]) -> list[str]:
     negatives, positives = state.histogram.sum(axis=2).T
     lower, upper = (np.cumsum(h, axis=2) for h in (state.histogram, state.histogram_upper))
     bounded = state.loss_sum <= n * _LOSS_MAX and state.brier_sum <= 2 * n
-    sums, roots = np.array([state.loss_sum, state.brier_sum]), np.sqrt(state.squares)
-    more, less = sums * (1 + ROUNDED) + _TINY, sums * (1 - ROUNDED) - _TINY
     checks = {
         "sums: more than so many images can lose": bounded,
-        # Cauchy-Schwarz: squares of n numbers are at least the square of their sum over n.
-        "squares: too small for their sums": np.all(np.sqrt(n) * roots >= less),
-        "squares: too large for their sums": np.all(roots <= more),
-        "scaled_loss: another loss at temperature 1": less[0]
-        <= state.scaled_loss[AT_ONE]
-        <= more[0],
-        "scaled_loss: no cross-entropy at rising temperatures": _may_be_scaled(state),
+        **({} if np.isnan(state.squares).any() else _moment_checks(state)),
         "confusion: not of all images": confusion.sum() == n,
         "histogram: not of all images": np.all(negatives + positives == n),
         "histogram: other labels than in confusion": np.all(positives == labels),
@@ -90,6 +81,20 @@ def sum_faults(state: "MetricState", ranked: list[int]) -> list[str]:
         "calibration: more than its count": np.all(state.calibration <= count[:, np.newaxis]),
     }
     return [fault for fault, holds in checks.items() if not holds]
+
+
+def _moment_checks(state: "MetricState") -> dict[str, bool]:
+    """Return what must hold of the sums that a site may leave out."""
+    sums, roots = np.array([state.loss_sum, state.brier_sum]), np.sqrt(state.squares)
+    more, less = sums * (1 + ROUNDED) + _TINY, sums * (1 - ROUNDED) - _TINY
+    at_one = state.scaled_loss[AT_ONE]
+    return {
+        # Cauchy-Schwarz: squares of n numbers are at least the square of their sum over n.
+        "squares: too small for their sums": bool(np.all(np.sqrt(state.n_images) * roots >= less)),
+        "squares: too large for their sums": bool(np.all(roots <= more)),
+        "scaled_loss: another loss at temperature 1": bool(less[0] <= at_one <= more[0]),
+        "scaled_loss: no cross-entropy at rising temperatures": _may_be_scaled(state),
+    }
 
 
 def _may_be_scaled(state: "MetricState") -> bool:

@@ -43,13 +43,15 @@ def scaled_loss(logits: Floats, labels: Ints) -> Floats:
 def best_temperature(sums: NDArray[Any]) -> float | None:
     """Return the temperature of the least loss on validation images; None if that says nothing.
 
+    It says nothing where a site does not tell its losses, which are NaN then.
+
     Where the first or the last of ``TEMPERATURES`` is the best of them, it is returned: the images
     then ask for one as small, or as large, or beyond.
 
     Args:
         sums: (T,), of a state of validation images.
     """
-    if np.ptp(sums) == 0:
+    if np.isnan(sums).any() or np.ptp(sums) == 0:
         return None  # no images, or a network that says of each image the same of every class
     least = int(sums.argmin())
     if least in (0, len(TEMPERATURES) - 1):

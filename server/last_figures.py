@@ -80,7 +80,7 @@ def _temperature(
 ) -> dict[str, Any] | None:
     """Return the temperature, and the test images' figures before and after it."""
     best = temperature.best_temperature(validation.scaled_loss) if validation is not None else None
-    if best is None:
+    if best is None or not metrics.told(test):
         return None
     losses = [temperature.loss_at(test.scaled_loss, test.n_images, t) for t in (1.0, best)]
     errors: list[float | None] = [None, None]

@@ -131,7 +131,7 @@ def load_images(file: Path, study: Study) -> NDArray[np.float32]:
     size = study.backbone.image_size
     wanted = f"floats in [0, 1] of shape (N, 1 or 3, {size}, {size})"
     try:
-        found = np.load(file, allow_pickle=False)
+        found = np.load(file)
     except (OSError, ValueError, EOFError) as error:
         raise WeightsError(
             f"{file} is no array of NumPy: {error}.", remedy=f"Save {wanted} with numpy.save."

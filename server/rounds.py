@@ -96,33 +96,51 @@ def run_study(
         StudyError: The network cannot have the study's central privacy.
     """
     done = find_checkpoint(folder, study)
-    path = done.model
-    stored = StoredArrays(path, layout.sent_once)
+    stored = StoredArrays(done.model, layout.sent_once)
     base = Base(digest_of(stored), stored)
     noise = make_noise(study, layout, done.states)
     combiners = make_combiners(study, layout, done.states, noise)
     door = Door(study, Mail(grid, sealer), timing)
     members = enrol(door, max(sites, len(done.members)))
-    outcome = Outcome(members, door.refused, history.rewind(folder, done.round), path)
-
+    outcome = Outcome(members, door.refused, history.rewind(folder, done.round), done.model)
     for number in range(done.round + 1, study.rounds + 2):
-        began, last = time.monotonic(), number > study.rounds
-        current = {g: StoredArrays(path, names) for g, names in layout.groups.items()}
-        record = RoundRecord(number, model_round=number - 1, trained=not last)
-
-        members, here = gather(door, members, record)
-        asked = here if last else sample(study, here, number)
-        orders = make_orders(study, layout, current, asked, number, base, outcome.records)
-        if not last:
-            begin(combiners, current, study, number, asked)
-        heard = hear(door, orders, combiners, record, noise)
-        record.tasks = history.task_figures(study, heard.states, heard.attention, last=last)
-        path = settle(folder, study, record, combiners, base, members, began, noise) or path
-        outcome.records.append(record)
+        record = play_round(number, door, layout, folder, base, combiners, noise, outcome)
         watch(record)
         _check_quorum(study, record)
-    outcome.members = members
     return outcome
+
+
+def play_round(
+    number: int,
+    door: Door,
+    layout: Layout,
+    folder: Path,
+    base: Base,
+    combiners: Mapping[str, Combiner],
+    noise: SiteNoise | None,
+    outcome: Outcome,
+) -> RoundRecord:
+    """Order, send, accept, combine and record; bring the outcome up to date, return the record.
+
+    The round after the study's last one measures the final model and trains nothing.
+    """
+    study = door.study
+    began, last = time.monotonic(), number > study.rounds
+    current = {g: StoredArrays(outcome.model, names) for g, names in layout.groups.items()}
+    record = RoundRecord(number, model_round=number - 1, trained=not last)
+
+    members, here = gather(door, outcome.members, record)
+    asked = here if last else sample(study, here, number)
+    orders = make_orders(study, layout, current, asked, number, base, outcome.records)
+    if not last:
+        begin(combiners, current, study, number, asked)
+    heard = hear(door, orders, combiners, record, noise)
+    record.tasks = history.task_figures(study, heard.states, heard.attention, last=last)
+    path = settle(folder, study, record, combiners, base, members, began, noise)
+
+    outcome.members, outcome.model = members, path or outcome.model
+    outcome.records.append(record)
+    return record
 
 
 def settle(

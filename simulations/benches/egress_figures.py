@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from client.patients import by_patient, cases_of
-from client.suppression import behind_of
+from client.suppression import behind_of, suppress
 from common.held_out import HELD_OUT, OF_PATIENTS
+from common.metrics import MAY_BE_UNTOLD
 from simulations.benches.egress_cases import (
     CLASSES,
     Case,
@@ -131,6 +132,26 @@ def small_bins(rng: np.random.Generator, case: Case) -> Case:
     return case._replace(limits=limits, bypass=True)
 
 
+def telling_sums(rng: np.random.Generator, case: Case) -> Case:
+    """Merge the bins of a state as the hospital asks, and send the sums that would solve them."""
+    if case.order.kind == "check":
+        return counts_of_one(rng, case)
+    limits = case.limits.model_copy(update={"histogram_patients": int(rng.integers(2, 5))})
+    split = str(pick(rng, HELD_OUT))
+    found = measured_of(rng, "ct", split)
+    behind = {**case.own.behind, **{key: each for key, (_, each) in found.items()}}
+    states = {**case.reply.metrics, **{key: arrays for key, (arrays, _) in found.items()}}
+    kept = suppress(case.reply._replace(metrics=states), case.order, limits, behind).metrics
+    sums = {key: [name for name in found[key][0] if name in MAY_BE_UNTOLD] for key in found}
+    told = {
+        key: {**kept[key], **{name: found[key][0][name] for name in names}}
+        for key, names in sums.items()
+        if key in kept
+    }
+    changed = with_changes(case, metrics={**kept, **told})
+    return changed._replace(own=case.own._replace(behind=behind), limits=limits, bypass=True)
+
+
 def difference(rng: np.random.Generator, case: Case) -> Case:
     """Let one task have the patients of another, but for one or two."""
     if case.order.kind == "check":
@@ -156,5 +177,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     few_mixed,
     small_class,
     small_bins,
+    telling_sums,
     difference,
 )

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -23,9 +24,12 @@ from client.approvals import approve
 from client.config import SiteConfig
 from client.daemon import make_server
 from client.dataset import Images
+from client.images import read_images
+from client.pictures import Reading
 from client.socket_file import listen, only_one
 from client.vault import Vault
 from common.arrays import Array, digest
+from common.errors import ImageError
 from common.messages import Kind, Order, order_to_record
 from common.models import FederatedModel, build_model
 from common.seals import Sealer, load_order_key, new_order_key
@@ -239,6 +243,29 @@ def write_dicom() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def survives() -> Callable[[Path, Reading, int], None]:
+    """Return what reads a file that may be damaged: pictures in [0, 1], or an ImageError.
+
+    It fails also where that takes more bytes than are given.
+    """
+
+    def survives(file: Path, reading: Reading, most: int) -> None:
+        tracemalloc.start()
+        try:
+            source = read_images(file, reading)
+        except ImageError:
+            pass
+        else:
+            assert all(0 <= p.values.min() < p.values.max() <= 1 for p in source.pictures)
+        finally:
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert peak < most
+
+    return survives
 
 
 @pytest.fixture

@@ -154,6 +154,16 @@ def test_the_vault_is_found_by_its_socket(hospital: SiteConfig, tmp_path: Path) 
     assert not find_vault(config).ok
 
 
+def test_a_socket_path_too_long_is_red(hospital: SiteConfig) -> None:
+    """It shows before anything is started, with the limit of the path as its remedy."""
+    config = hospital.model_copy(update={"socket": Path("/", "x" * 107)})
+    finding = find_vault(config)
+    assert not finding.ok
+    assert "too long" in finding.message
+    assert "at most 107 bytes" in finding.remedy
+    assert find_vault(hospital.model_copy(update={"socket": Path("/", "x" * 106)})).ok
+
+
 @as_root
 def test_a_socket_that_the_courier_cannot_open_is_red(hospital: SiteConfig, tmp_path: Path) -> None:
     """The courier's user must be in the group of the socket, and the group may write."""

@@ -3,6 +3,7 @@
 import gzip
 import struct
 import tracemalloc
+from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
 
@@ -298,7 +299,11 @@ EDITS = st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=8
 )
 @given(edits=EDITS, cut=st.integers(0, 500), packed=st.sampled_from(["", "before", "after"]))
 def test_damaged_bytes_are_an_image_or_an_image_error(
-    tmp_path: Path, edits: list[tuple[int, bytes]], cut: int, packed: str
+    tmp_path: Path,
+    survives: Callable[..., None],
+    edits: list[tuple[int, bytes]],
+    cut: int,
+    packed: str,
 ) -> None:
     """Mutated NIfTI, plain or compressed, raises ImageError or is read, in little memory."""
     content = bytearray(gzip.compress(SMALL) if packed == "before" else SMALL)
@@ -306,17 +311,7 @@ def test_damaged_bytes_are_an_image_or_an_image_error(
         content[place : place + len(new)] = new
     content = content[: max(0, len(content) - cut)] if cut > 250 else content
     (tmp_path / "a").write_bytes(gzip.compress(content) if packed == "after" else content)
-    tracemalloc.start()
-    try:
-        source = read_images(tmp_path / "a", MR)
-    except ImageError:
-        pass
-    else:
-        assert all(0 <= p.values.min() < p.values.max() <= 1 for p in source.pictures)
-    finally:
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak < 2**24
+    survives(tmp_path / "a", MR, 2**24)
 
 
 def test_numbers_of_any_size_in_the_header_are_survived(tmp_path: Path) -> None:

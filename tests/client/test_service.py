@@ -14,6 +14,7 @@ from client import service
 from client.config import SiteConfig
 from client.enrol import join
 from client.service import Users, missing_protection, plan
+from client.socket_file import MAX_PATH_BYTES
 from common.errors import EnrolmentError, ServiceError
 from server.config import ServerConfig, init_folder
 from server.enrolment import invite
@@ -68,6 +69,43 @@ def test_who_has_not_joined_cannot_start(make_hospital: Callable[..., SiteConfig
     config = make_hospital("site-b")
     with pytest.raises(EnrolmentError):
         plan(config, config.state.parent, None)
+
+
+def too_long(config: SiteConfig) -> Path:
+    """Return a path in the hospital's folder that has one byte too many."""
+    folder = config.state.parent
+    return folder / ("x" * (MAX_PATH_BYTES - len(os.fsencode(folder))))
+
+
+def test_a_socket_that_cannot_be_ends_the_start_at_once(hospital: SiteConfig) -> None:
+    """The command ends with the error's own code; no process was started."""
+    folder, path = hospital.state.parent, too_long(hospital)
+    assert len(os.fsencode(path)) == 108
+    site = folder / "site.toml"
+    site.write_text(f"socket = '{path}'\n{site.read_text()}")
+    done = subprocess.run(
+        [service._client(), "start", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == ServiceError.exit_code
+    assert "too long" in done.stderr
+    assert "at most 107 bytes" in done.stderr
+    assert not (hospital.courier / "processes.json").exists()
+    assert not (hospital.state / "vault.log").exists()
+
+
+@pytest.mark.parametrize("users", [None, Users(VAULT, COURIER)])
+def test_the_socket_is_looked_at_first(users: Users | None, hospital: SiteConfig) -> None:
+    """With one user or two, nothing is made for a vault that could not listen."""
+    config = hospital.model_copy(update={"socket": too_long(hospital)})
+    with pytest.raises(ServiceError, match="too long"):
+        plan(config, config.state.parent, users)
+    longest = config.model_copy(update={"socket": Path(str(config.socket)[:-1])})
+    assert plan(longest, config.state.parent, None).services
+    assert not (config.state.parent / service.SUPERVISOR).exists()
 
 
 @as_root

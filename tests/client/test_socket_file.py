@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.config import SiteConfig
-from client.socket_file import listen, only_one
+from client.socket_file import MAX_PATH_BYTES, check_path, listen, only_one
 from common.errors import ServiceError
 
 MakeHospital = Callable[..., SiteConfig]
@@ -86,6 +86,25 @@ def test_what_is_in_the_way_is_told(make_hospital: MakeHospital, tmp_path: Path)
             pass
         assert refusal.value.remedy
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_path_of_107_bytes_serves_and_of_108_does_not(
+    make_hospital: MakeHospital, tmp_path: Path
+) -> None:
+    """The longest path that is let through can be bound and connected to; bytes are counted."""
+    config = make_hospital()
+    name = "x" * (MAX_PATH_BYTES - len(os.fsencode(tmp_path)) - 1)
+    longest = config.model_copy(update={"socket": tmp_path / name})
+    assert len(os.fsencode(longest.socket)) == 107
+    check_path(longest)
+    with listen(longest) as listener:
+        listener.listen()
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
+            client.connect(str(longest.socket))
+    for path in (tmp_path / f"{name}x", tmp_path / f"{name[1:]}é", Path("/", "é" * 54)):
+        with pytest.raises(ServiceError, match="too long") as refusal:
+            check_path(config.model_copy(update={"socket": path}))
+        assert "at most 107 bytes" in refusal.value.remedy
 
 
 def test_there_is_one_vault(make_hospital: MakeHospital, tmp_path: Path) -> None:

@@ -191,6 +191,14 @@ def test_merged_bins_widen_the_interval_of_auroc() -> None:
     assert found["loss"] == exact["loss"]
 
 
+def test_squares_that_are_not_told_leave_means_without_an_interval() -> None:
+    """Loss and Brier score have none then; all else stays."""
+    state = state_of(two_class(100, seed=7), 1)
+    exact, found = (intervals(each, 1, seed=0) for each in (state, metrics.untold(state)))
+    assert found == exact | {"loss": None, "brier": None}
+    assert exact["loss"] is not None
+
+
 def test_the_resampled_auroc_is_scikit_learns() -> None:
     """An interval is centred on scikit-learn's AUROC of the same images to 0.02."""
     logits, labels = two_class(400, seed=8)

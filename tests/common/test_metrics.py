@@ -1,7 +1,7 @@
 """Laws of the metric states; the reference is scikit-learn on the pooled scores."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,17 @@ from sklearn import metrics as reference
 
 from common import metrics, ranking
 from common.errors import ReplyError
-from common.metrics import MetricState, compute, from_arrays, merge, to_arrays, update, zero
+from common.metrics import (
+    MetricState,
+    compute,
+    from_arrays,
+    merge,
+    to_arrays,
+    told,
+    untold,
+    update,
+    zero,
+)
 from common.temperature import AT_ONE
 
 Batch = tuple[NDArray[Any], NDArray[Any]]
@@ -67,7 +77,7 @@ def assert_same(one: MetricState, other: MetricState, tolerance: float = 0.0) ->
         if a.dtype.kind == "i":
             assert np.array_equal(a, b), field.name
         else:
-            assert np.allclose(a, b, rtol=tolerance, atol=tolerance), field.name
+            assert np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True), field.name
 
 
 HARD: dict[str, list[Batch]] = {
@@ -360,21 +370,27 @@ def test_the_loss_at_temperature_1_is_the_loss() -> None:
 def test_losses_of_any_logits_pass_the_wire(
     n: int, k: int, scale: float, offset: float, wrong: float, seed: int
 ) -> None:
-    """However sure, right or wrong, the losses at all temperatures are such as the wire takes.
-
-    Rounded to four digits they are, too.
-    """
+    """However sure, right or wrong, the losses at all temperatures are such as the wire takes."""
     random = np.random.default_rng(seed)
     logits = (scale * random.normal(size=(n, k)) + offset).astype(np.float32)
     labels = np.where(random.random(n) < wrong, random.integers(0, k, n), logits.argmax(axis=1))
     state = state_of((logits, labels), None, n)
     assert_same(from_arrays(to_arrays(state), k, None), state)
-    squares, losses = (
-        np.array([float(f"{value:.3e}") for value in values])
-        for values in (state.squares, state.scaled_loss)
-    )
-    rounded = replace(state, squares=squares, scaled_loss=losses)
-    assert_same(from_arrays(to_arrays(rounded), k, None), rounded)
+
+
+def test_what_one_site_does_not_tell_is_not_told_of_all() -> None:
+    """Left out on the wire it stays unknown, pooled too, and the rest of the state is as it was."""
+    one, other = state_of(two_class(40, seed=24), 1), state_of(two_class(30, seed=25), 1)
+    quiet = untold(one)
+    arrays = to_arrays(quiet)
+    assert to_arrays(one).keys() - arrays.keys() == {"squares", "scaled_loss"}
+    assert_same(from_arrays(arrays, 2, 1), quiet)
+    pooled = merge([other, from_arrays(arrays, 2, 1)])
+    assert told(merge([one, other]))
+    assert not told(pooled)
+    assert compute(pooled, 1) == compute(merge([other, one]), 1)
+    with pytest.raises(ReplyError, match="squares: is missing"):
+        from_arrays({**arrays, "scaled_loss": one.scaled_loss}, 2, 1)
 
 
 def test_states_are_not_changed_by_use() -> None:

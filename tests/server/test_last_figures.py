@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common import curves, intervals, metrics, operating, temperature
-from common.metrics import MetricState, compute, merge
+from common.metrics import MetricState, compute, merge, untold
 from common.seeds import stream
 from common.study import Study
 from server.last_figures import all_intervals, on_test
@@ -68,6 +68,16 @@ def test_what_validation_chose_is_held_to_test() -> None:
     assert error["before"] == pytest.approx(before["calibration_error"], abs=0.01)
     assert error["after"] < error["before"]
     assert found["reliability"] == curves.reliability(tested)
+
+
+def test_a_site_that_does_not_tell_its_losses_leaves_no_temperature() -> None:
+    """Neither of validation nor of test images may the losses be missing; points stay."""
+    parts = [{site: state_of("ct", 80, n) for n, site in enumerate("ab")} for _ in range(2)]
+    quiet = {**parts[0], "b": untold(parts[0]["b"])}
+    whole = on_test(STUDY.tasks["ct"], *parts)
+    assert whole["temperature"] is not None
+    for validation, test in ((quiet, parts[1]), (parts[0], quiet)):
+        assert on_test(STUDY.tasks["ct"], validation, test) == {**whole, "temperature": None}
 
 
 def test_each_class_of_many_has_its_points() -> None:

@@ -91,5 +91,7 @@ def measured(logits: NDArray[np.floating], images: Images, task: Task) -> Measur
 def state_of(logits: NDArray[np.floating], images: Images, task: Task) -> MetricState:
     """Return the metric state of logits, shape (N, K), against the images' labels."""
     state = metrics.zero(len(task.classes), task.positive_index)
-    state = metrics.update(state, logits, images.labels.numpy(), task.positive_index)
+    labels = images.labels.numpy()
+    state = metrics.update(state, logits, labels, task.positive_index)
+    state = metrics.with_joint(state, logits, labels)
     return metrics.with_patients(state, images.n_patients)

@@ -107,6 +107,7 @@ def state_of_patients(logits: NDArray[Any], images: Images, task: Task) -> Metri
         logits, images.labels.numpy(), images.patients, task.per_patient, positive
     )
     state = metrics.update(metrics.zero(len(task.classes), positive), said, truth, positive)
+    state = metrics.with_joint(state, said, truth)
     return metrics.with_patients(state, images.n_patients)
 
 

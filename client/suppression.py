@@ -156,7 +156,7 @@ def _reason(
         return "a class has too few patients"
     if not _least(order, key, limits, behind).holds(state):
         return "a bin of a histogram has too few patients"
-    if limits.histogram_patients > 1 and metrics.told(state):
+    if limits.histogram_patients > 1 and (metrics.told(state) or state.joint.any()):
         return "sums are told that bins could be solved from"
     if any(differ_by_few(behind[key], behind[other], limits) for other in kept):
         return "too few patients make the difference to another task"

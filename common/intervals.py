@@ -9,9 +9,10 @@ Three methods, each for what it is right for:
   cells (``common/resampling.py``), so that confusion matrix and histogram are resampled as if the
   cases were there.
 
-A mean over classes of AUROC or average precision would need to know which images the classes
-share. Its interval is the mean of the classes' intervals: the classes then move as one, which
-spreads a mean most. The calibration error of a resample is larger than that of the cases, for the
+A mean over classes of AUROC or average precision is of figures of the same images. Its interval is
+made of the classes' own intervals and of the correlations that the sites tell (``common/joint.py``;
+Zou and Donner 2008); where they tell none, the classes count as moving as one, which spreads a mean
+most. The calibration error of a resample is larger than that of the cases, for the
 reason for which that of the cases is larger than the truth; its quantiles are reflected at the
 figure (Davison and Hinkley 1997, section 5.2), and the figure itself is kept within.
 
@@ -27,7 +28,7 @@ import math
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from common import metrics, resampling
+from common import joint, metrics, resampling
 from common.metrics import METRICS, MetricState
 from common.ranking import Floats, ranking, ratio
 
@@ -122,14 +123,29 @@ def _counted(
 
 
 def _ranked(state: MetricState, rng: np.random.Generator) -> dict[str, Interval | None]:
-    """Return the intervals of AUROC and average precision: the means of those of each class."""
+    """Return the intervals of AUROC and average precision, from those of each class."""
     by_class = [_of_class(state, k, rng) for k in range(len(state.histogram))]
-    found: dict[str, Interval | None] = {}
-    for name in ("auroc", "average_precision"):
-        known = [interval for each in by_class if (interval := each[name]) is not None]
-        low, high = np.mean(known, axis=0).tolist() if known else (0.0, 0.0)
-        found[name] = (low, high) if len(known) == len(by_class) else None
-    return found
+    figures = ranking(state.histogram, state.histogram_upper)
+    correlations = dict(zip(joint.FIGURES, joint.correlations(state.joint), strict=True))
+    return {
+        name: _of_mean(figures[name], [each[name] for each in by_class], correlations[name])
+        for name in joint.FIGURES
+    }
+
+
+def _of_mean(
+    figures: Floats, by_class: list[Interval | None], correlation: Floats
+) -> Interval | None:
+    """Return the interval of the mean of the classes' figures; None if a class has none."""
+    known = [interval for interval in by_class if interval is not None]
+    if len(known) < len(by_class):
+        return None
+    if len(known) == 1:
+        return known[0]
+    low, high = np.array(known).T
+    mean = float(figures.mean())
+    down = joint.half_width(figures - low, correlation)
+    return mean - down, mean + joint.half_width(high - figures, correlation)
 
 
 def _of_class(state: MetricState, k: int, rng: np.random.Generator) -> dict[str, Interval | None]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common import joint
 from common import metrics_faults as faults_of
 from common.errors import ReplyError
 from common.metrics_faults import LOGIT_MAX, Arrays
@@ -56,6 +57,7 @@ class MetricState:
     #                  negatives, positives
     histogram_upper: Ints  # (C, 2, BINS): the same images by the highest bin; equal if none merged
     calibration: Floats  # (CALIBRATION_BINS, 3): count, sum of confidence, number correct
+    joint: Floats  # (2, 2, C, C): how the ranked classes vary together (``common/joint.py``)
 
 
 def zero(n_classes: int, positive: int | None) -> MetricState:
@@ -70,7 +72,8 @@ def zero(n_classes: int, positive: int | None) -> MetricState:
     histogram = np.zeros((len(ranked_classes(n_classes, positive)), 2, BINS), np.int64)
     table = np.zeros((CALIBRATION_BINS, 3))
     moments = np.zeros(2), np.zeros(len(TEMPERATURES))
-    return MetricState(0, 0, 0.0, 0.0, *moments, confusion, histogram, histogram.copy(), table)
+    histograms, kin = (histogram, histogram.copy()), joint.blank(len(histogram))
+    return MetricState(0, 0, 0.0, 0.0, *moments, confusion, *histograms, table, kin)
 
 
 def update(
@@ -123,12 +126,27 @@ def with_patients(state: MetricState, n: int) -> MetricState:
 def untold(state: MetricState) -> MetricState:
     """Return ``state`` without the sums that single log-odds could be solved from."""
     blank = {name: np.full_like(getattr(state, name), np.nan) for name in MAY_BE_UNTOLD}
-    return replace(state, **blank)
+    return replace(state, joint=np.zeros_like(state.joint), **blank)
 
 
 def told(state: MetricState) -> bool:
     """Say whether all of ``MAY_BE_UNTOLD`` are known; of merged states, from all of them."""
     return not any(np.isnan(getattr(state, name)).any() for name in MAY_BE_UNTOLD)
+
+
+def with_joint(state: MetricState, logits: NDArray[Any], labels: NDArray[Any]) -> MetricState:
+    """Return ``state`` with what all its images say of how ranked classes vary together.
+
+    A task with a positive class has nothing to say of it.
+
+    Args:
+        state: Of these images.
+        logits: (N, K).
+        labels: (N,).
+    """
+    if len(state.histogram) == 1:
+        return state
+    return replace(state, joint=joint.joint_of(logits.astype(np.float64), labels))
 
 
 def merge(states: Iterable[MetricState]) -> MetricState:
@@ -156,6 +174,7 @@ def merge(states: Iterable[MetricState]) -> MetricState:
         histogram=sum((state.histogram for state in rest), first.histogram),
         histogram_upper=sum((state.histogram_upper for state in rest), first.histogram_upper),
         calibration=_exact_sum(state.calibration for state in states),
+        joint=_exact_sum(state.joint for state in states),
     )
 
 
@@ -213,7 +232,7 @@ MAY_BE_UNTOLD = _AS_THEY_ARE[:2]
 def to_arrays(state: MetricState) -> dict[str, NDArray[Any]]:
     """Return the wire form; a histogram as flat indices of its bins in use and their counts.
 
-    The upper histogram is left out where it is the same, and what is not told.
+    The upper histogram is left out where it is the same, and what is not told or not known.
     """
     names = _AS_THEY_ARE if told(state) else _AS_THEY_ARE[len(MAY_BE_UNTOLD) :]
     arrays = {
@@ -224,7 +243,7 @@ def to_arrays(state: MetricState) -> dict[str, NDArray[Any]]:
     }
     if not np.array_equal(state.histogram, state.histogram_upper):
         arrays |= _sparse("histogram_upper", state.histogram_upper)
-    return arrays
+    return arrays | ({"joint": state.joint} if state.joint.any() else {})
 
 
 def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricState:
@@ -240,6 +259,8 @@ def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricS
     expected = to_arrays(blank)
     if upper := arrays.keys() & _sparse("histogram_upper", blank.histogram).keys():
         expected |= _sparse("histogram_upper", blank.histogram)
+    if positive is None and "joint" in arrays:
+        expected |= {"joint": blank.joint}
     misfits = faults_of.misfits(arrays, expected)
     # A blank stands in for what does not fit, so that the rest is still looked at.
     usable = expected | {name: arrays[name] for name in arrays.keys() - misfits.keys()}
@@ -256,7 +277,7 @@ def from_arrays(arrays: Arrays, n_classes: int, positive: int | None) -> MetricS
             n_images=n_images,
             loss_sum=loss,
             brier_sum=brier,
-            **{name: usable[name] for name in _AS_THEY_ARE if name in expected},
+            **{name: usable[name] for name in (*_AS_THEY_ARE, "joint") if name in expected},
         )
         faults = faults_of.sum_faults(state, ranked_classes(n_classes, positive))
     if faults:

@@ -48,6 +48,7 @@ def value_faults(arrays: Arrays, n_bins: int) -> list[str]:
             f"{name}: negative or not finite": np.all(np.isfinite(array) & (array >= 0))
             for name, array in more.items()
         },
+        "joint: not finite": np.all(np.isfinite(arrays.get("joint", 0))),
         "confusion: a count is negative": np.all(arrays["confusion"] >= 0),
         "calibration: negative or not finite": np.all(np.isfinite(table) & (table >= 0)),
         "calibration: a count is not whole": np.all(table[:, [0, 2]] == table[:, [0, 2]].round()),
@@ -79,6 +80,7 @@ def sum_faults(state: "MetricState", ranked: list[int]) -> list[str]:
         "calibration: not of all images": count.sum() == n,
         "calibration: other hits than in confusion": correct.sum() == confusion.trace(),
         "calibration: more than its count": np.all(state.calibration <= count[:, np.newaxis]),
+        "joint: no correlations of so many images": _may_be_joint(state),
     }
     return [fault for fault, holds in checks.items() if not holds]
 
@@ -95,6 +97,15 @@ def _moment_checks(state: "MetricState") -> dict[str, bool]:
         "scaled_loss: another loss at temperature 1": bool(less[0] <= at_one <= more[0]),
         "scaled_loss: no cross-entropy at rising temperatures": _may_be_scaled(state),
     }
+
+
+def _may_be_joint(state: "MetricState") -> bool:
+    """Say whether sums of correlations have the shape and the size of such sums."""
+    products, weights = state.joint.swapaxes(0, 1)
+    alike = np.array_equal(state.joint, state.joint.swapaxes(-1, -2))
+    within = np.all((np.abs(products) <= weights) & (weights <= state.n_images))
+    ones = np.diagonal(products - weights, axis1=-2, axis2=-1)
+    return bool(alike and within and not ones.any())
 
 
 def _may_be_scaled(state: "MetricState") -> bool:

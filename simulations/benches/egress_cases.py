@@ -171,6 +171,7 @@ def state_of(logits: Any, labels: Any, positive: int | None, patients: int = 24)
     """Return the metric state of so many patients' images or cases, as arrays."""
     blank = metrics.zero(logits.shape[1], positive)
     state = metrics.update(blank, logits, labels, positive)
+    state = metrics.with_joint(state, logits, labels)
     return metrics.to_arrays(metrics.with_patients(state, patients))
 
 

@@ -41,6 +41,9 @@ class _Signs(NamedTuple):
     grey: NDArray[np.float64]
 
 
+_NONE = _Signs(*np.empty((len(_Signs._fields), 0)))
+
+
 def signs_of_text(values: NDArray[np.float32]) -> int:
     """Return how many signs stand in text-like lines near the top and bottom of a picture.
 
@@ -99,34 +102,63 @@ def _signs(levels_HW: NDArray[np.uint8]) -> _Signs:
     element = cv2.getStructuringElement(cv2.MORPH_RECT, (_STROKE, _STROKE))
     how = cv2.MORPH_TOPHAT if dark else cv2.MORPH_BLACKHAT
     strokes_HW = cv2.morphologyEx(levels_HW, how, element)
-    marked_HW = np.greater(strokes_HW, _CONTRAST * 255).astype(np.uint8)
+    _, marked_HW = cv2.threshold(strokes_HW, _CONTRAST * 255, 1, cv2.THRESH_BINARY)
     marked = cv2.countNonZero(marked_HW)
     if marked < LEAST_SIGNS * _HEIGHTS[0]:  # a stroke of each sign, one pixel wide
-        return _Signs(*np.empty((len(_Signs._fields), 0)))
-    # Labels of 16 bits are three times as fast, where there cannot be more components than that.
+        return _NONE
+    # Labels of 16 bits are faster, where there cannot be more components than that.
     few = marked < 2**16
-    count, labels_HW, boxes, _ = cv2.connectedComponentsWithStats(
+    count, labels_HW = cv2.connectedComponents(
         marked_HW, connectivity=8, ltype=cv2.CV_16U if few else cv2.CV_32S
     )
-    left, top, width, height, area = boxes.T.astype(np.float64)
+    if count - 1 < LEAST_SIGNS:  # one of them is the background
+        return _NONE
+    places = np.flatnonzero(marked_HW.view(np.bool_))
+    y, x = np.divmod(places, marked_HW.shape[1])
+    component = labels_HW.ravel()[places].astype(np.intp) - 1
+    return _likely(component, x, y, levels_HW.ravel()[places])
+
+
+def _likely(
+    component: NDArray[np.intp],
+    x: NDArray[np.intp],
+    y: NDArray[np.intp],
+    level: NDArray[np.uint8],
+) -> _Signs:
+    """Return the components whose boxes might be those of signs.
+
+    Args:
+        component: Of each pixel, from 0; each has one at least.
+        x: Of each pixel. Few are marked, so they are faster than statistics of the whole strip.
+        y: Of each pixel, ascending.
+        level: Grey level of each pixel.
+    """
+    count = int(component.max()) + 1
+    top, bottom = np.empty(count, np.intp), np.empty(count, np.intp)
+    top[component[::-1]] = y[::-1]  # of several pixels, the last one's stays
+    bottom[component] = y
+    height = bottom - top + 1
+    likely = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1])
+    if np.count_nonzero(likely) < LEAST_SIGNS:
+        return _NONE
+    left, right = np.full(count, x.max()), np.zeros(count, np.intp)
+    np.minimum.at(left, component, x)
+    np.maximum.at(right, component, x)
+    width, area = right - left + 1, np.bincount(component)
     filled = area / (width * height)
-    likely = (height >= _HEIGHTS[0]) & (height <= _HEIGHTS[1]) & (width <= _WIDEST * height)
-    likely &= (filled >= _FILLED[0]) & (filled <= _FILLED[1])
-    likely[0] = False  # the background
+    likely &= (width <= _WIDEST * height) & (filled >= _FILLED[0]) & (filled <= _FILLED[1])
     order = np.flatnonzero(likely)
     if not LEAST_SIGNS <= len(order) <= _MOST_SIGNS:
-        order = order[:0]
-    order = order[np.argsort(left[order])]
-    grey = np.zeros(len(left))
-    if len(order):
-        inside_HW = labels_HW > 0
-        total = np.bincount(labels_HW[inside_HW], levels_HW[inside_HW], minlength=count)
-        grey = total / area / 255
-    return _Signs(*(of[order] for of in (left, top, width, height, grey)))
+        return _NONE
+    order = order[np.argsort(left[order].astype(np.float64))]
+    grey = np.bincount(component, level) / area / 255
+    return _Signs(*(of[order].astype(np.float64) for of in (left, top, width, height, grey)))
 
 
 def _signs_in_lines(signs: _Signs) -> list[int]:
     """Return which signs stand in lines that are long enough."""
+    if len(signs.left) < LEAST_SIGNS:
+        return []
     follows = _follows(signs)
     found, used = [], np.zeros(len(follows), bool)
     for first in range(len(follows)):

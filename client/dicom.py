@@ -97,10 +97,11 @@ def block_of(
         own = unit_of(photometric, reading.modality)
         one: Values = values_of(stored, photometric, view, own)
         if block is None:
-            unit, block = own, np.empty((count, *one.values.shape), dtype=np.float32)
+            unit, block = own, _room(count, one.values)
         if own != unit or one.values.shape != block.shape[1:]:
             raise ImageError("its slices differ in size or in colour", remedy="Export it again.")
-        block[place] = one.values
+        if count > 1:
+            block[place] = one.values
         lows.append(one.low)
         highs.append(one.high)
     if block is None or not np.isfinite([*lows, *highs]).all():
@@ -108,6 +109,13 @@ def block_of(
     if min(lows) == max(highs):
         raise ImageError("every pixel has the same value", remedy="Take it out of the manifest.")
     return Block(block, unit, min(lows), max(highs))
+
+
+def _room(count: int, first: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return room for slices like the first; where it is the only one, it stays where it is."""
+    if count == 1:
+        return np.ascontiguousarray(first)[None]
+    return np.empty((count, *first.shape), dtype=np.float32)
 
 
 def stack_of(block: Block, placing: Placing, parts: tuple[str, ...], view: Dataset) -> Stack:

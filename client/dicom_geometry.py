@@ -6,6 +6,7 @@ slices in the usual view it points to the head.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ tilted: about one degree."""
 OBLIQUE = 0.8
 """Cosine to an axis of the patient below which a direction belongs to none."""
 
+_DIRECTIONS = 256
+"""Directions whose axes are remembered: most slices of a scanner lie alike."""
 _X, _Y, _Z = 0, 1, 2
 _USUAL = {_Z: (_X, _Y, 1), _Y: (_X, _Z, -1), _X: (_Y, _Z, -1)}
 # By the axis that slices are normal to: the axes of rows and of columns in the radiologist's view,
@@ -65,9 +68,9 @@ def placed(views: Sequence[Dataset]) -> Placing:
         _check_alike(views)
     within = _numbers(views[0], "PixelSpacing", 2)  # C.7.6.3 and 10.7.1.3: rows, then columns
     axes = _axes(views[0])
-    positions = [_numbers(view, "ImagePositionPatient", 3) for view in views]
     if len(views) == 1:
         return Placing((0,), _with_pixels(_thickness(views[0]), within), axes, ())
+    positions = [_numbers(view, "ImagePositionPatient", 3) for view in views]
     one_header = views[0] is views[1]  # whose position is that of the first frame, if it has one
     if axes is None or one_header or any(position is None for position in positions):
         # Which way the slices follow each other is not known, so neither are the axes.
@@ -99,9 +102,13 @@ def orientation_of(view: Dataset) -> str:
         is the usual view, oblique, or says too little.
     """
     axes = _axes(view)
-    if axes is None:
-        return _orientation_of_projection(view)
-    _, down, right = axes
+    return _orientation_of_projection(view) if axes is None else _orientation(tuple(axes.ravel()))
+
+
+@lru_cache(_DIRECTIONS)
+def _orientation(axes: tuple[float, ...]) -> str:
+    """Judge a slice by its axes, row by row."""
+    _, down, right = np.array(axes).reshape(3, 3)
     if min(np.abs(down).max(), np.abs(right).max()) < OBLIQUE:
         return ""
     across, along = int(np.abs(right).argmax()), int(np.abs(down).argmax())
@@ -161,14 +168,19 @@ def _notes(
 def _axes(view: Dataset) -> NDArray[np.float64] | None:
     """Return the slice, row and column directions (C.7.6.2.1.1), or None if they are none."""
     directions = _numbers(view, "ImageOrientationPatient", 6)
-    if directions is None:
-        return None
-    right, down = directions[:3], directions[3:]  # along a row, and along a column
+    return None if directions is None else _axes_along(tuple(directions))
+
+
+@lru_cache(_DIRECTIONS)
+def _axes_along(directions: tuple[float, ...]) -> NDArray[np.float64] | None:
+    """Return the axes of rows and columns that run in these directions; nobody may change them."""
+    right, down = np.array(directions).reshape(2, 3)  # along a row, and along a column
     products = np.array([right @ right, down @ down, right @ down])
     if np.abs(products - (1, 1, 0)).max() > PARALLEL:
         return None
     axes = np.array([np.cross(right, down), down, right])
     unit: NDArray[np.float64] = axes / np.linalg.norm(axes, axis=1, keepdims=True)
+    unit.setflags(write=False)
     return unit
 
 
@@ -191,6 +203,8 @@ def _with_pixels(
 
 def _numbers(view: Dataset, name: str, count: int) -> NDArray[np.float64] | None:
     """Return an element's numbers, or None where they are missing, too few or not finite."""
+    if name not in view:
+        return None
     try:
         numbers = np.atleast_1d(np.array(view.get(name), dtype=np.float64))
     except (TypeError, ValueError):

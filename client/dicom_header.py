@@ -3,9 +3,10 @@
 Clauses are those of PS3.3, the information objects, unless another part is named.
 """
 
-import mmap
+import os
 import zlib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
@@ -43,6 +44,7 @@ MAX_INFLATED = 4 * MAX_VOXELS
 """Bytes that a deflated file may unfold to: as many as its pixels could take."""
 
 _START = 132  # bytes by which a file is told
+_SHORT = 2**20  # bytes that are looked through in less time than their elements are parsed
 _LARGE = 2**25  # bytes of an element that is left in the file until it is asked for
 _META = 2  # group of the file meta information (PS3.10 7.1)
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # the last in big endian
@@ -126,8 +128,9 @@ def frame_count(header: Dataset) -> int:
 
 def _other_object(header: Dataset) -> str:
     """Say what an object is that is no image of the patient; nothing of an image."""
-    meta = header.file_meta.get("MediaStorageSOPClassUID")
-    sop_class = UID(str(header.get("SOPClassUID") or meta or ""))
+    sop_class = UID(
+        str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    )
     # PS3.6 Table A-1 has names of standard classes alone; a private one has its number here.
     known = sop_class.name != sop_class
     if known and "Image Storage" not in sop_class.name:
@@ -140,12 +143,15 @@ def _other_object(header: Dataset) -> str:
 
 
 def _read(path: Path, *, pixels: bool, elements: Sequence[str] = ()) -> Dataset:
-    with BoundedFile(str(path)) as file:
-        start = file.read(_START)
+    with BoundedFile(str(path)) as opened:
+        start = opened.read(_START)
         if not looks_like_dicom(start):
             what = "it is no DICOM" if start else "the file is empty"
             raise ImageError(what, remedy="Take it out of the manifest.")
-        file.seek(0)
+        opened.seek(0)
+        small = pixels and os.fstat(opened.fileno()).st_size <= _LARGE
+        # pydicom reads by many small steps, which take less time in memory.
+        file = BytesIO(opened.read()) if small else opened
         deflated = _check_inflation(file)
         file.seek(0)
         dataset = dcmread(
@@ -156,7 +162,8 @@ def _read(path: Path, *, pixels: bool, elements: Sequence[str] = ()) -> Dataset:
             defer_size=_LARGE if pixels and not deflated else None,
             specific_tags=list(elements) or None,
         )
-    dataset.fileobj_type = BoundedFile  # opens the file anew for what was left in it
+    # The file is opened anew for what was left in it.
+    dataset.fileobj_type, dataset.filename, dataset.buffer = BoundedFile, str(path), None
     _name_syntax(dataset)
     return dataset
 
@@ -172,12 +179,16 @@ def _name_syntax(dataset: Dataset) -> None:
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else native
 
 
-def _check_inflation(file: BoundedFile) -> bool:
+def _check_inflation(file: BoundedFile | BytesIO) -> bool:
     """Say whether a file is deflated (PS3.5 A.5); refuse one that unfolds to too much.
 
     Args:
         file: At its beginning.
     """
+    if isinstance(file, BytesIO):
+        content = file.getvalue()  # no copy
+        if len(content) <= _SHORT and DeflatedExplicitVRLittleEndian.encode() not in content:
+            return False
     read_preamble(file, force=True)
     meta = read_dataset(
         file,
@@ -187,15 +198,13 @@ def _check_inflation(file: BoundedFile) -> bool:
     )
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return False
-    start = file.tell()  # not by the group length, which may lie: pydicom does not believe it
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, whole[start:]
-        while rest and not inflater.eof:
-            total += len(inflater.decompress(rest, _LARGE))
-            rest = inflater.unconsumed_tail
-            if total > MAX_INFLATED:
-                raise ImageError(
-                    f"it unfolds to more than {MAX_INFLATED:,} bytes",
-                    remedy="Export it uncompressed.",
-                )
+    # What follows, not by the group length, which may lie: pydicom does not believe it.
+    inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read()
+    while rest and not inflater.eof:
+        total += len(inflater.decompress(rest, _LARGE))
+        rest = inflater.unconsumed_tail
+        if total > MAX_INFLATED:
+            raise ImageError(
+                f"it unfolds to more than {MAX_INFLATED:,} bytes", remedy="Export it uncompressed."
+            )
     return True

@@ -161,5 +161,14 @@ def _without_unused_bits(stored: Pixels, dataset: Dataset) -> Pixels:
     coded = dataset.file_meta.TransferSyntaxUID in _CHECKED  # these decode to the lowest bits
     if coded or not bits <= high < size:
         high = bits - 1
+    if high == bits - 1 and _fit(stored, bits):
+        return stored
     own: Pixels = np.right_shift(np.left_shift(stored, size - 1 - high), size - bits)
     return own
+
+
+def _fit(stored: Pixels, bits: int) -> bool:
+    """Say whether all values are of so many bits, as they nearly always are."""
+    signed = stored.dtype.kind == "i"
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return bool(low <= stored.min() and stored.max() <= high)

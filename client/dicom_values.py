@@ -58,14 +58,26 @@ def values_of(stored: Pixels, photometric: str, view: Dataset, unit: Unit) -> Va
         _check_hounsfield(view)
     padding = _padding(stored, view)
     values = _modality_values(stored, view)
-    inside = values if padding is None or padding.all() else values[~padding]
-    low, high = float(inside.min()), float(inside.max())
+    low, high = _ends(stored, values, padding, view)
     if unit == "shown":
         values = _presented(values, view)
     if padding is not None:
         # C.7.5.1.1.2: padding is no part of the image, and is to be seen as background
         values[padding] = _background(view, unit, low, high)
     return Values(values.astype(np.float32, copy=False), low, high)
+
+
+def _ends(
+    stored: Pixels, values: Pixels, padding: NDArray[np.bool_] | None, view: Dataset
+) -> tuple[float, float]:
+    """Return the least and the greatest of a modality's values, padding left out."""
+    inside = values
+    if padding is not None:
+        inside = values if padding.all() else values[~padding]
+    elif stored.dtype.kind in "iu" and "ModalityLUTSequence" not in view:
+        # A rescale keeps or turns the order, and integers of 16 bits are the fastest to compare.
+        inside = _modality_values(np.array([stored.min(), stored.max()]), view)
+    return float(inside.min()), float(inside.max())
 
 
 def _background(view: Dataset, unit: Unit, low: float, high: float) -> float:
@@ -99,7 +111,8 @@ def _modality_values(stored: Pixels, view: Dataset) -> Pixels:
     values: Pixels = stored.astype(wide)
     slope, intercept = view.get("RescaleSlope"), view.get("RescaleIntercept")
     if slope is not None and intercept is not None:
-        np.multiply(values, wide(slope), out=values)
+        if slope != 1:
+            np.multiply(values, wide(slope), out=values)
         np.add(values, wide(intercept), out=values)
     return values
 

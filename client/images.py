@@ -53,7 +53,8 @@ def read_images(path: Path, reading: Reading, listed: Sequence[int] = ()) -> Sou
     """
     with _naming(path):
         stack, facts = _read(path, reading, listed)
-        check_varied(stack.values)
+        if not _is_varied(stack, facts):
+            check_varied(stack.values)
         if facts.low is None or facts.high is None:
             facts = facts._replace(low=float(stack.values.min()), high=float(stack.values.max()))
         pictures = _pictures(stack, reading)
@@ -147,6 +148,14 @@ def kind_of(path: Path) -> str:
         return "NIfTI"
     what = "it is of no known kind" if start else "the file is empty"
     raise ImageError(what, remedy=f"Give {SUPPORTED}.")
+
+
+def _is_varied(stack: Stack, facts: Facts) -> bool:
+    """Say whether the ends of what was read tell already that its values are finite and differ."""
+    if stack.unit == "shown" or facts.low is None or facts.high is None:
+        return False  # what is shown has other ends than what was read
+    low, high = np.float32(facts.low), np.float32(facts.high)
+    return bool(-np.inf < low < high < np.inf)
 
 
 def _pictures(stack: Stack, reading: Reading) -> list[Picture]:

@@ -9,15 +9,18 @@ damaged is dropped and made anew. Shapes: n images of a source, C channels, S im
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
 import re
+import secrets
 import tempfile
 import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -37,6 +40,8 @@ MEGABYTE = 1_000_000
 _KEPT = 15 / 16  # of the bound, after an eviction
 _UNSEEN = 1 / 32  # of the bound: what a process adds before it looks again at what others added
 _NAME = re.compile(r"\.?([0-9a-f]{64})\.(json|npy|[a-z0-9_]+\.part)")
+
+_PROCESS, _number = secrets.token_hex(8), itertools.count()  # tell files that are being written
 
 _log = logging.getLogger(__name__)
 
@@ -150,10 +155,9 @@ class Cache:
         """Keep an entry, unless it alone is larger than the bound; older ones may go for it."""
         if not self._usable:
             return
-        buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, entry.pixels, version=(1, 0), allow_pickle=False)
-        data = buffer.getvalue()
-        kept = canonical_json({"said": entry.said, "crc32": _checksum(entry.said, data)})
+        data = _npy_header(entry.pixels.shape) + entry.pixels.tobytes()
+        said = canonical_json(entry.said)
+        kept = b'{"crc32":%d,"said":%s}' % (_checksum(said, data), said)  # canonical as a whole
         added = len(kept) + len(data)
         if added > self._max_bytes * _KEPT:
             return
@@ -208,13 +212,14 @@ class Cache:
 
     def _write(self, key: str, kind: str, data: bytes) -> None:
         """Write a file under a passing name, readable by its owner alone, and give it its own."""
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{key}.", suffix=".part")
+        passing = self.folder / f".{key}.{_PROCESS}_{os.getpid()}_{next(_number)}.part"
+        handle = os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-            Path(name).replace(self._path(key, kind))
+            passing.replace(self._path(key, kind))
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            passing.unlink(missing_ok=True)
             raise
 
     def _files(self) -> Iterator[_File]:
@@ -264,7 +269,7 @@ def _entry(kept: bytes, data: bytes) -> Entry | None:
     """Return the entry of two files' bytes; None where they are not what was written."""
     try:
         found = json.loads(kept)
-        if found["crc32"] != _checksum(found["said"], data):
+        if found["crc32"] != _checksum(canonical_json(found["said"]), data):
             return None
         buffer = io.BytesIO(data)
         np.lib.format.read_magic(buffer)
@@ -275,8 +280,17 @@ def _entry(kept: bytes, data: bytes) -> Entry | None:
     return Entry(pixels, found["said"])
 
 
-def _checksum(said: Mapping[str, Any], data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(canonical_json(said)))
+def _checksum(said: bytes, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(said))
+
+
+@lru_cache(256)
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return what precedes the values of float16 in a file of NumPy's."""
+    buffer = io.BytesIO()
+    described = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
 
 
 def _last_use(files: Iterable[_File]) -> float:

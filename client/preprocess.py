@@ -67,9 +67,8 @@ def _enhanced(
 
 
 def _resized(x_CHW: Tensor, height: int, width: int) -> Tensor:
-    return cast(
-        "Tensor", F.resize(x_CHW, [height, width], InterpolationMode.BILINEAR, antialias=True)
-    )
+    size = [height, width]
+    return cast("Tensor", F.resize_image(x_CHW, size, InterpolationMode.BILINEAR, antialias=True))
 
 
 def _padded(x_CHW: Tensor, size: int) -> Tensor:

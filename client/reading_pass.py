@@ -8,7 +8,7 @@ Shapes: n images of a row, C channels, S image size.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
@@ -89,13 +89,14 @@ def read_rows(
     Raises:
         ServiceError: A process that reads cannot be started.
     """
+    recipe = _recipe(task, size)
     with _readers(workers if apart else 0) as lend, ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[RowRead]] = deque()
         left = iter(rows)
         try:
             for number in range(1, len(rows) + 1):
                 for row in islice(left, workers * _AHEAD - len(waiting)):
-                    waiting.append(pool.submit(_row_read, row, task, size, cache, lend))
+                    waiting.append(pool.submit(_row_read, row, task, size, recipe, cache, lend))
                 found = waiting.popleft().result()
                 if progress is not None:
                     progress(number)
@@ -131,10 +132,12 @@ def _readers(processes: int) -> Iterator[Lend]:
             reader.close()
 
 
-def _row_read(row: Row, task: Task, size: int, cache: Cache | None, lend: Lend) -> RowRead:
+def _row_read(
+    row: Row, task: Task, size: int, recipe: Mapping[str, Any], cache: Cache | None, lend: Lend
+) -> RowRead:
     try:
         content = content_of(row.path)
-        key = key_of(content, _recipe(row, task, size))
+        key = key_of(content, {**recipe, "slices": row.slices, "laterality": row.laterality})
         entry = None if cache is None else cache.get(key)
         look = None if entry is None else _look(entry)
         if entry is None or look is None:
@@ -162,13 +165,11 @@ def _look(entry: Entry) -> Look | None:
         return None
 
 
-def _recipe(row: Row, task: Task, size: int) -> dict[str, Any]:
-    """Return all that decides, beside the source's content, what becomes of a row."""
+def _recipe(task: Task, size: int) -> dict[str, Any]:
+    """Return what decides of all rows alike, beside a source's content, what becomes of them."""
     return {
         "reading": reading_of(task)._asdict(),
-        "slices": row.slices,
         "preparation": prepared(task.preparation, task.modality).model_dump(),
-        "laterality": row.laterality,
         "size": size,
     }
 
@@ -186,5 +187,7 @@ def _prepared(row: Row, task: Task, size: int, found: Read) -> NDArray[np.float1
             f"{row.path}: cannot be prepared ({type(error).__name__}: {error}).",
             remedy="Export the image again, or take its row out of the manifest.",
         ) from error
+    if len(made) == 1:
+        return np.ascontiguousarray(made[0])[None]
     channels = max(len(image) for image in made)
     return np.stack([np.broadcast_to(image, (channels, size, size)) for image in made])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from pydicom import config
 
 from client.images import read_images
 from client.looks import look_at, said_of
@@ -39,6 +40,7 @@ def main() -> None:
     with suppress(OSError):  # no /proc, or not Linux
         OUT_OF_MEMORY.write_text(FIRST_TO_GO, encoding="ascii")
     cv2.setNumThreads(1)  # the processes themselves share the cores
+    config.settings.reading_validation_mode = config.IGNORE  # else it warns, which nobody would see
     memory: SharedPicture | None = None
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # some decoders print

@@ -91,9 +91,7 @@ def hashes_of(values: NDArray[np.float32]) -> tuple[str, str]:
     if levels.ndim == 3:  # noqa: PLR2004 - colour
         levels = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)
     # The means of its areas are all that the low frequencies need, and a small picture is fast.
-    small = np.asarray(
-        cv2.resize(levels, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA), np.uint8
-    )
+    small = np.asarray(cv2.resize(levels, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA), np.uint8)
     return _hash(_resized(small, 8 * _PIXELS_OF_ONE), 8), _hash(small, 16)
 
 

@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
+import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.fftpack import dct
 
 from client.burned_in import signs_of_text
 from client.pictures import Facts, Picture, Source
 
 _SMALL = 64  # pixels of each side: what the finer hash looks at
-_PIXELS_OF_ONE = 4  # of each side, for each of the frequencies that a hash looks at
 
 
 class Look(NamedTuple):
@@ -52,7 +51,12 @@ def look_at(source: Source) -> Look:
         signs=signs_of_text(middle),
         dark=_share(pictures, 0.0),
         bright=_share(pictures, 1.0),
-        mean=_mean(pictures),
+        mean=float(
+            np.average(
+                [picture.values.mean() for picture in pictures],
+                weights=[picture.values.size for picture in pictures],
+            )
+        ),
     )
 
 
@@ -91,33 +95,10 @@ def hashes_of(values: NDArray[np.float32]) -> tuple[str, str]:
     if levels.ndim == 3:  # noqa: PLR2004 - colour
         levels = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)
     # The means of its areas are all that the low frequencies need, and a small picture is fast.
-    small = np.asarray(cv2.resize(levels, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA), np.uint8)
-    return _hash(_resized(small, 8 * _PIXELS_OF_ONE), 8), _hash(small, 16)
-
-
-def _resized(levels_HW: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    height, width = levels_HW.shape
-    image = Image.frombuffer("L", (width, height), levels_HW.tobytes(), "raw", "L", 0, 1)
-    resized = image.resize((side, side), Image.Resampling.LANCZOS).tobytes()
-    return np.frombuffer(resized, np.uint8).reshape(side, side)
-
-
-def _hash(levels_HW: NDArray[np.uint8], side: int) -> str:
-    """Return the bits of the lowest ``side`` x ``side`` frequencies, as ``imagehash.phash`` does.
-
-    That transforms along columns what it does not look at then.
-    """
-    low = dct(dct(levels_HW, axis=0)[:side], axis=1)[:, :side]
-    ranked = np.sort(low, axis=None)
-    middle = len(ranked) // 2
-    median = (ranked[middle - 1] + ranked[middle]) / 2  # ten times as fast as numpy's
-    return np.packbits(low > median).tobytes().hex()
-
-
-def _mean(pictures: Sequence[Picture]) -> float:
-    means = np.array([float(picture.values.mean()) for picture in pictures])
-    sizes = np.array([picture.values.size for picture in pictures])
-    return float((means * sizes).sum() / sizes.sum())
+    small = cv2.resize(levels, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA)
+    found = [imagehash.phash(Image.fromarray(small), hash_size=side).hash for side in (8, 16)]
+    coarse, fine = (np.packbits(bits).tobytes().hex() for bits in found)
+    return coarse, fine
 
 
 def _share(pictures: Sequence[Picture], value: float) -> float:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from client.dataset import Images, batches
-from client.features import frozen_features
+from client.anchor import initial_of, near_of
+from client.dataset import Images, round_of_batches
+from client.phases import PhaseFeatures, in_phase
 from client.train import train
 from common.models import FederatedModel
 from common.seeds import stream
@@ -28,7 +29,8 @@ def train_alone(
     differential privacy: the network stays in memory, and only its figures are kept at the site.
 
     Args:
-        model: As the first round found it, on ``device``.
+        model: As the first round found it, on ``device``. If the study's objective holds the
+            backbone near the initial one, that is the one it comes with.
         images: The training images of each of the site's tasks.
         study: How to train.
         site: The site's name, which its random numbers depend on.
@@ -38,25 +40,21 @@ def train_alone(
     Raises:
         DivergedError: The training has no finite end.
     """
-    features = frozen_features(model, device, study.backbone.image_size)
-    sizes = {name: len(own) for name, own in images.items()}
+    features, initial = PhaseFeatures(model, study, site, device), initial_of(model, study)
     for number in range(1, study.rounds + 1):
         seed = stream(study.seed, site, number)
-        order = batches(
-            sizes,
-            batch_size=study.training.batch_size,
-            epochs=study.training.local_epochs,
-            seed=stream(seed, "batches"),
-        )
-        with torch.random.fork_rng():
+        with in_phase(model, study, number), torch.random.fork_rng():
             torch.manual_seed(stream(seed, "dropout"))
+            kept = features.in_round(number)
             train(
                 model,
                 images,
-                order,
+                round_of_batches(images, study.training, seed),
                 study,
+                number=number,
                 device=device,
-                features=features,
+                near=near_of(model, study, initial, kept),
+                features=kept,
                 generator=torch.Generator().manual_seed(stream(seed, "augmentation")),
             )
         if progress is not None:

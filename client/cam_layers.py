@@ -13,6 +13,7 @@ import torch
 from timm.layers import RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 
+from common.ensemble import Members
 from common.errors import StudyError
 
 LEAST_CELLS = 6
@@ -41,7 +42,8 @@ def cam_layer(backbone: Any, size: int, device: torch.device, cells: int = LEAST
     the class token may count. Of other networks it is one of the stages that timm lists in
     ``feature_info``, or of the parts of ``features``, else any module; where none has so many
     cells, the finest. Where a normalisation over the channels comes next, that is taken: what it
-    takes away, the length of each place's vector, is all that HiResCAM would look at.
+    takes away, the length of each place's vector, is all that HiResCAM would look at. Of an
+    ensemble it is the layer of the first member.
 
     Args:
         backbone: The network without a head; its mode is restored.
@@ -52,6 +54,9 @@ def cam_layer(backbone: Any, size: int, device: torch.device, cells: int = LEAST
     Raises:
         StudyError: The backbone has no layer with a grid.
     """
+    if isinstance(backbone, Members):
+        layer = cam_layer(backbone.members[0], size, device, cells)
+        return layer._replace(name=f"members.0.{layer.name}")
     everything = [name for name, _ in backbone.named_modules() if name]
     for names in (_candidates(backbone), everything):
         layers = _layers(backbone, names, size, device)

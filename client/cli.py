@@ -17,6 +17,7 @@ from client import (
     cli_evaluate,
     cli_explain,
     cli_manifest,
+    cli_personal,
     cli_predict,
     cli_privacy,
     cli_report,
@@ -184,6 +185,7 @@ cli_cache.register(app)
 cli_manifest.register(app)
 cli_explain.register(app)
 cli_evaluate.register(app)
+cli_personal.register(app)
 cli_predict.register(app)
 cli_report.register(app)
 

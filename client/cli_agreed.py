@@ -23,6 +23,12 @@ Alone = Annotated[
         "--alone", help="Also train on this site's patients alone, and say what the study gained."
     ),
 ]
+Personal = Annotated[
+    bool,
+    typer.Option(
+        "--personal", help="Use the network that 'personalise' has kept, where it is better."
+    ),
+]
 Method = Annotated[
     Literal["gradcam", "gradcam++", "hirescam", "layercam", "eigencam"],
     typer.Option(help="How maps are made."),

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.cli_agreed import Alone, ModelFolder, agreed_at
+from client.cli_agreed import Alone, ModelFolder, Personal, agreed_at
 from client.cli_daemon import AsJson, Site
 from common.command_line import err
 
@@ -42,6 +42,7 @@ def evaluate(
     study: Annotated[Path, typer.Option(help="The study whose network is measured.")],
     model: ModelFolder = None,
     alone: Alone = False,
+    personal: Personal = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a study's network on this hospital's held-out patients, with intervals.
@@ -51,9 +52,11 @@ def evaluate(
     """
     from common.errors import OutputError
 
+    if personal and model is not None:
+        raise typer.BadParameter("an export is not this site's own", param_hint="--personal")
     agreed, config = agreed_at(site, study)
     try:
-        found, file = _measured(agreed, config, model, alone=alone)
+        found, file = _measured(agreed, config, model, alone=alone, personal=personal)
     except OSError as error:
         raise OutputError(
             f"The figures cannot be written: {error.strerror}.", remedy="Free space in 'state'."
@@ -66,7 +69,7 @@ def evaluate(
 
 
 def _measured(
-    study: "Study", config: "SiteConfig", folder: Path | None, *, alone: bool
+    study: "Study", config: "SiteConfig", folder: Path | None, *, alone: bool, personal: bool
 ) -> tuple[dict[str, Any], Path]:
     """Return the figures and where they were written, with a word on what is being done."""
     with err.status("getting ready") as status:
@@ -75,7 +78,10 @@ def _measured(
         from client.site_log import open_log
 
         device = device_of(config.device)
-        models = evaluation.models_of(config, study, folder, device)
+        if personal:
+            models = evaluation.tuned_models(config, study, device)
+        else:
+            models = evaluation.models_of(config, study, folder, device)
         status.update("measuring")
         found = evaluation.evaluate_site(
             config,
@@ -86,7 +92,7 @@ def _measured(
             log=open_log(config),
             progress=lambda done: status.update(f"alone: round {done} of {study.rounds}"),
         )
-        file = evaluation.file_of(config, study)
+        file = evaluation.file_of(config, study, found.model)
         return evaluation.write_figures(found, file), file
 
 
@@ -100,7 +106,8 @@ def _tell(found: dict[str, Any], file: Path) -> None:
         for column, lines in task["subgroups"].items():
             out_console.print(_subgroups(name, column, task["classes"], lines))
         if name in found["benefit"]:
-            out_console.print(_benefit(name, found["benefit"][name]))
+            title = f"{name}: what taking part gained, per patient"
+            out_console.print(benefit_table(title, found["benefit"][name]))
         for note in task["notes"]:
             out_console.print(f"[yellow]{escape(name)}: {escape(note)}[/]", highlight=False)
     out_console.print(
@@ -147,14 +154,20 @@ def _cell(patients: int | None, right: float | None) -> str:
     return str(patients) if right is None else f"{patients} ({right:.2f})"
 
 
-def _benefit(name: str, benefit: dict[str, Any]) -> Table:
-    table = Table(title=f"{name}: what taking part gained, per patient", title_justify="left")
+def benefit_table(title: str, benefit: dict[str, Any]) -> Table:
+    """Return models beside one another, and what lies between them.
+
+    Args:
+        title: Of the table.
+        benefit: As JSON has a ``client.evaluation.Benefit``.
+    """
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     columns = {**benefit["metrics"], **benefit["differences"]}
     for column in columns:
         table.add_column(column, justify="right")
-    for metric, title in _NAMES.items():
-        table.add_row(title, *(said(metrics[metric]) for metrics in columns.values()))
+    for metric, name in _NAMES.items():
+        table.add_row(name, *(said(metrics[metric]) for metrics in columns.values()))
     return table
 
 

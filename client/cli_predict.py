@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.cli_agreed import check_owner
+from client.cli_agreed import Personal, check_owner
 from client.cli_daemon import AsJson, Site
 from common.command_line import err
 
@@ -47,6 +47,7 @@ def predict(
         typer.Option(help="Folder for a DICOM report and a picture of the attention of each file."),
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the predictions as a table too.")] = None,
+    personal: Personal = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a study's network makes of images, and whether it knows images like these.
@@ -56,10 +57,12 @@ def predict(
     from client.config import SiteConfig
     from common.errors import ImageError
 
+    if personal and model.is_dir():
+        raise typer.BadParameter("an export is not this site's own", param_hint="--personal")
     config = SiteConfig.load(site)
     check_owner(config.state)
     with err.status("getting ready"):
-        asked, unknown = _asked(config, model, task)
+        asked, unknown = _asked(config, model, task, personal=personal)
     with _bar(len(files)) as progress:
         predicted, unread = _predicted(files, asked, config, progress)
     found = _told(predicted, asked, unknown, dicom)
@@ -78,7 +81,7 @@ def predict(
         )
 
 
-def _asked(config: "SiteConfig", model: Path, task: str) -> tuple["Asked", str]:
+def _asked(config: "SiteConfig", model: Path, task: str, *, personal: bool) -> tuple["Asked", str]:
     """Return what is asked, and why likeness is unknown where it is."""
     from client.device import device_of
     from client.known_images import known_images
@@ -87,7 +90,7 @@ def _asked(config: "SiteConfig", model: Path, task: str) -> tuple["Asked", str]:
     from client.site_log import open_log
 
     device = device_of(config.device)
-    final = _model(config, model, device)
+    final = _model(config, model, device, personal=personal)
     name = _task(final, task)
     if model.is_dir():
         operating = operating_of(model, name)
@@ -97,12 +100,14 @@ def _asked(config: "SiteConfig", model: Path, task: str) -> tuple["Asked", str]:
     return Asked(final, name, operating, known, device, model.is_dir()), unknown
 
 
-def _model(config: "SiteConfig", model: Path, device: Any) -> "FinalModel":
-    from client.final_model import exported_model, final_model
+def _model(config: "SiteConfig", model: Path, device: Any, *, personal: bool) -> "FinalModel":
+    from client.final_model import exported_model, final_model, tuned_model
     from common.study import Study
 
     if model.is_dir():
         return exported_model(model, device=device)
+    if personal:
+        return tuned_model(config, Study.load(model), device=device)
     return final_model(config, Study.load(model), device=device)
 
 

@@ -13,9 +13,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import DataError, MissingFolderError
+from common.faults import Fault
 from common.files import read_toml, write_atomic
 from common.study import Slug
-from common.study_faults import Fault, validated
+from common.study_faults import validated
 
 SITE_FILE = "site.toml"
 KEY_BYTES = 32

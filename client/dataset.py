@@ -24,6 +24,7 @@ from client.stored_pixels import PixelWriter, StoredPixels
 from common.errors import EmptyManifestError
 from common.seeds import stream
 from common.study import Task
+from common.training import Training
 
 
 class Origin(NamedTuple):
@@ -166,8 +167,38 @@ class Batch:
     indices: NDArray[np.int64]
 
 
+def round_of_batches(
+    images: Mapping[str, Images], training: Training, seed: int, *, steps: int | None = None
+) -> list[Batch]:
+    """Return the batches of one round's training, as the study asks for them.
+
+    Args:
+        images: Training images by task, at least 2 of each.
+        training: Batch size, epochs, and how images are drawn.
+        seed: The round's own.
+        steps: Gradient steps to make instead of the study's epochs.
+    """
+    balanced = training.sampling == "balanced"
+    return list(
+        batches(
+            {name: len(own) for name, own in images.items()},
+            batch_size=training.batch_size,
+            epochs=training.local_epochs,
+            seed=stream(seed, "batches"),
+            steps=steps,
+            labels={name: own.labels.numpy() for name, own in images.items()} if balanced else {},
+        )
+    )
+
+
 def batches(
-    sizes: Mapping[str, int], *, batch_size: int, epochs: int, seed: int, steps: int | None = None
+    sizes: Mapping[str, int],
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    steps: int | None = None,
+    labels: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches of one round's training, tasks mixed, in an order that ``seed`` fixes.
 
@@ -181,10 +212,12 @@ def batches(
         epochs: How often each image is seen, unless ``steps`` is given.
         seed: Start of the random order.
         steps: Gradient steps to make instead, over as many epochs as that takes.
+        labels: Classes of the images of tasks of which every class that there is shall come
+            equally often; as many images as in an epoch are then drawn, with replacement.
     """
     epoch, made = 0, 0
     while epoch < epochs if steps is None else made < steps:
-        for batch in _epoch(sizes, batch_size, stream(seed, epoch)):
+        for batch in _epoch(sizes, batch_size, stream(seed, epoch), labels or {}):
             if made == steps:
                 return
             yield batch
@@ -201,11 +234,22 @@ def _batches_in(size: int, batch_size: int) -> int:
     return max(1, min(-(-size // batch_size), size // 2))
 
 
-def _epoch(sizes: Mapping[str, int], batch_size: int, seed: int) -> list[Batch]:
+def _epoch(
+    sizes: Mapping[str, int], batch_size: int, seed: int, labels: Mapping[str, NDArray[np.int64]]
+) -> list[Batch]:
     rng = np.random.Generator(np.random.PCG64(seed))
-    made = [
-        Batch(task, indices)
-        for task, size in sorted(sizes.items())
-        for indices in np.array_split(rng.permutation(size), _batches_in(size, batch_size))
-    ]
+    made: list[Batch] = []
+    for task, size in sorted(sizes.items()):
+        order = _drawn(labels[task], rng) if task in labels else rng.permutation(size)
+        parts = np.array_split(order, _batches_in(size, batch_size))
+        made += [Batch(task, indices) for indices in parts]
     return [made[i] for i in rng.permutation(len(made))]
+
+
+def _drawn(labels_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw N images: the class of each uniformly among those that occur, then one of its images."""
+    by_class = np.argsort(labels_N, kind="stable")
+    _, starts, counts = np.unique(labels_N[by_class], return_index=True, return_counts=True)
+    classes = rng.integers(len(counts), size=len(labels_N))
+    found: NDArray[np.int64] = by_class[starts[classes] + rng.integers(counts[classes])]
+    return found

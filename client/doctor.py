@@ -31,7 +31,7 @@ LEAST_FREE = 2 * GB
 """Bytes of disk that are asked for while no study is named."""
 MODELS_ON_DISK = 5
 """An order, a reply, the base, and the networks that the study began and ended with, each up to the
-size of the study's model."""
+size of the study's model. With initial weights beside the base, an order may have two of them."""
 
 _AS_ROOT = "Run the doctor as root: it then sees what vault and courier have each to themselves."
 
@@ -183,8 +183,9 @@ def _study_findings(config: SiteConfig, study: Study) -> Iterator[Finding]:
         yield _from("model", error)
         return
     size = rehearsal.size_of(model)
-    why = f"{MODELS_ON_DISK} times the model of {study.name}, {size / GB:.2f} GB"
-    yield find_disk(config, MODELS_ON_DISK * size, why)
+    models = MODELS_ON_DISK + study.training.stays_near
+    why = f"{models} times the model of {study.name}, {size / GB:.2f} GB"
+    yield find_disk(config, models * size, why)
     if config.device == "cpu":
         yield Finding("gpu", ok=True, message="not asked for: site.toml says device = 'cpu'")
         return

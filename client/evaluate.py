@@ -1,12 +1,13 @@
 """What the network does on held-out images. Shapes: N images, B batch, K classes."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.adapted_statistics import statistics_of
 from client.dataset import Images
 from client.features import FrozenFeatures, batches_of, channel_statistics
 from client.patients import have_several, state_of_patients
@@ -33,6 +34,7 @@ def logits_of(
     *,
     device: torch.device,
     features: FrozenFeatures | None = None,
+    adapted: bool = False,
 ) -> NDArray[np.float32]:
     """Return the logits of every image, shape (N, K), the network in evaluation mode.
 
@@ -42,10 +44,15 @@ def logits_of(
         task: Whose head is asked.
         device: Where the arithmetic runs.
         features: Where those of the images are kept; None where the whole network is run.
+        adapted: Whether batch normalisation has the statistics of these very images; all of it
+            is run then.
 
     Raises:
         DivergedError: A logit is not finite.
     """
+    if adapted:
+        with statistics_of(model, images, device=device):
+            return logits_of(model, images, task, device=device)
     network = model if features is None else features.network
     network.eval()
     mean, std = channel_statistics(model, device)
@@ -58,8 +65,8 @@ def logits_of(
     with torch.inference_mode():
         parts = [network(inputs(some), task).float().cpu() for some in batches_of(images)]
     if not parts:
-        classes = model.get_parameter(f"heads.{task}.bias").numel()
-        return np.zeros((0, classes), np.float32)
+        classes = model.heads[task].out_features
+        return np.zeros((0, cast("int", classes)), np.float32)
     logits: NDArray[np.float32] = torch.cat(parts).numpy()
     if not np.isfinite(logits).all():
         raise DivergedError(f"The model that came gives no finite numbers for {task}.")
@@ -74,9 +81,11 @@ def evaluate(
     *,
     device: torch.device,
     features: FrozenFeatures | None = None,
+    adapted: bool = False,
 ) -> Measured:
-    """Return what the network's logits on a split's images are measured as."""
-    return measured(logits_of(model, images, name, device=device, features=features), images, task)
+    """Return what the network's logits on a split's images are measured as; see ``logits_of``."""
+    logits = logits_of(model, images, name, device=device, features=features, adapted=adapted)
+    return measured(logits, images, task)
 
 
 def measured(logits: NDArray[np.floating], images: Images, task: Task) -> Measured:

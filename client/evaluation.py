@@ -5,7 +5,7 @@ Everything here stays at the site.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from client.final_model import (
     final_model,
     first_model,
     shared_model,
+    tuned_model,
 )
 from client.local_figures import TaskFigures, figures_of_task, patient_cases
 from client.prepared import deal, load_tasks
@@ -33,6 +34,10 @@ from common.seeds import stream
 from common.study import Study
 from common.versions import software_version
 
+_ADAPTED = (
+    "Batch normalisation has the statistics of each split's own images: what is said of an image "
+    "depends on those beside it. Predictions and maps of single images use the stored statistics."
+)
 DISCLAIMER = "Not a medical device: the figures are for research and say nothing of one patient."
 
 
@@ -41,7 +46,7 @@ class Benefit:
     """Models beside one another on the same test patients, each of whom counts once."""
 
     metrics: Mapping[str, Mapping[str, Estimate]]
-    """By model: ``alone``, ``global``, ``personal``."""
+    """By model: ``alone``, ``global``, ``personal``, ``fine-tuned``."""
     differences: Mapping[str, Mapping[str, Estimate]]
     """The first model minus the second, by their names, such as ``global - alone``; paired."""
 
@@ -56,7 +61,8 @@ class LocalFigures:
     study: str
     digest: str
     model: str
-    """``personal`` with the site's own normalisation in it, else ``global``."""
+    """``personal`` with the site's own normalisation or heads in it, else ``global``; or
+    ``fine-tuned``, which the site trained further by itself."""
     model_round: int
     sha256: str
     software: str
@@ -64,6 +70,13 @@ class LocalFigures:
     tasks: Mapping[str, TaskFigures]
     benefit: Mapping[str, Benefit]
     """By task; of a single model there is none."""
+
+
+TUNED = "fine-tuned"
+_PAIRS = (
+    ("global", "alone"), ("personal", "alone"), ("personal", "global"),
+    (TUNED, "alone"), (TUNED, "personal"), (TUNED, "global"),
+)  # fmt: skip
 
 
 class Models(NamedTuple):
@@ -89,16 +102,29 @@ def models_of(
 
 
 def kept_models(config: SiteConfig, study: Study, device: torch.device) -> Models:
-    """Return what the site keeps of the study's end; without its own arrays too, where it has any.
+    """Return what the site keeps of the study's end, and the same without its own arrays.
+
+    The second is there where the site has such arrays, and the rest has heads.
 
     Raises:
         RarefedError: As ``final_model`` and ``shared_model``.
     """
     final = final_model(config, study, device=device)
     shared = shared_model(config, study, device=device)
-    if shared is None:
-        return Models(final, {"global": final.model})
-    return Models(final, {"personal": final.model, "global": shared.model})
+    if shared is not None:
+        return Models(final, {"personal": final.model, "global": shared.model})
+    own = study.federation.personal == "head"
+    return Models(final, {"personal" if own else "global": final.model})
+
+
+def tuned_models(config: SiteConfig, study: Study, device: torch.device) -> Models:
+    """Return the network that the site tuned by itself, and what it keeps of the study's end.
+
+    Raises:
+        RarefedError: As ``tuned_model`` and ``kept_models``.
+    """
+    tuned = tuned_model(config, study, device=device)
+    return Models(tuned, {TUNED: tuned.model, **kept_models(config, study, device).named})
 
 
 def exported_models(exported: FinalModel, study: Study) -> Models:
@@ -142,12 +168,7 @@ def evaluate_site(
         FederationError: ``alone``, and the site does not know how the study began.
         DivergedError: A network gives no finite numbers, or training alone does not end.
     """
-    common = set(study.tasks) & set(config.data) & set(models.final.tasks)
-    if not common:
-        raise TaskWithoutSiteError(
-            f"{config.name} has none of the model's tasks ({', '.join(models.final.tasks)}).",
-            remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
-        )
+    asked = asked_tasks(config, models.final)
     named = dict(models.named)
     first = first_model(config, study, device=device).model if alone else None
     tasks = load_tasks(study, config, deal(study, config), log)
@@ -156,8 +177,22 @@ def evaluate_site(
         named["alone"] = train_alone(
             first, images, study, site=config.name, device=device, progress=progress
         )
-    held = {name: tasks[name] for name in sorted(common)}
+    held = {name: tasks[name] for name in asked}
     return _figures(config, study, Models(models.final, named), held, device)
+
+
+def asked_tasks(config: SiteConfig, final: FinalModel) -> list[str]:
+    """Return the tasks of which a site has images and a network a trained head, in order.
+
+    Raises:
+        TaskWithoutSiteError: There is none.
+    """
+    if not (found := sorted(set(final.study.tasks) & set(config.data) & set(final.tasks))):
+        raise TaskWithoutSiteError(
+            f"{config.name} has none of the model's tasks ({', '.join(final.tasks)}).",
+            remedy="Add a [data.TASK] table to site.toml, with the study's name for the task.",
+        )
+    return found
 
 
 def _figures(
@@ -185,7 +220,7 @@ def _figures(
             for name, data in held.items()
         },
         benefit={
-            name: _benefit(config, study, named, name, data, device)
+            name: compare(config, study, named, name, data, device)
             for name, data in held.items()
             if len(named) > 1
         },
@@ -200,17 +235,22 @@ def _task(
     data: TaskData,
     device: torch.device,
 ) -> TaskFigures:
-    return figures_of_task(
-        {s: logits_of(model, data.splits[s], name, device=device) for s in HELD_OUT},
+    adapted = study.evaluation.adapted
+    found = figures_of_task(
+        {
+            split: logits_of(model, data.splits[split], name, device=device, adapted=adapted)
+            for split in HELD_OUT
+        },
         data,
         study.tasks[name],
         minimum=config.limits.minimum_patients,
         each_image=config.data[name].patients == "each_image",
         seed=stream(study.seed, config.name, "bootstrap", name),
     )
+    return replace(found, notes=(*found.notes, _ADAPTED)) if adapted else found
 
 
-def _benefit(
+def compare(
     config: SiteConfig,
     study: Study,
     named: Mapping[str, FederatedModel],
@@ -218,27 +258,36 @@ def _benefit(
     data: TaskData,
     device: torch.device,
 ) -> Benefit:
-    """Compare the models in pairs, on draws that all of them share."""
+    """Compare models in pairs on a task's test patients, on draws that all of them share.
+
+    Args:
+        config: The hospital.
+        study: The study.
+        named: The networks on ``device``, by the names of ``Benefit.metrics``.
+        name: The task.
+        data: Its images.
+        device: Where the arithmetic runs.
+
+    Raises:
+        DivergedError: A network gives no finite numbers.
+    """
     test, task = data.splits["test"], study.tasks[name]
     seed = stream(study.seed, config.name, "bootstrap", name)  # as for the other figures
-    cases = {
-        which: patient_cases(logits_of(model, test, name, device=device), test, task)
-        for which, model in named.items()
-    }
-    pairs = [
-        (one, other)
-        for one, other in (("global", "alone"), ("personal", "alone"), ("personal", "global"))
-        if one in cases and other in cases
-    ]
+    cases = {}
+    for which, model in named.items():
+        logits = logits_of(model, test, name, device=device, adapted=study.evaluation.adapted)
+        cases[which] = patient_cases(logits, test, task)
+    pairs = [(one, other) for one, other in _PAIRS if one in cases and other in cases]
     return Benefit(
         {which: intervals(own, seed=seed) for which, own in cases.items()},
         {f"{a} - {b}": differences(cases[a], cases[b], seed=seed) for a, b in pairs},
     )
 
 
-def file_of(config: SiteConfig, study: Study) -> Path:
-    """Return where a site's figures of a study are kept."""
-    return config.state / f"evaluation-{study.digest()[:16]}.json"
+def file_of(config: SiteConfig, study: Study, model: str = "") -> Path:
+    """Return where a site's figures of a study are kept; those of ``TUNED`` stand apart."""
+    apart = "-personal" if model == TUNED else ""
+    return config.state / f"evaluation-{study.digest()[:16]}{apart}.json"
 
 
 def write_figures(found: LocalFigures, file: Path) -> dict[str, Any]:

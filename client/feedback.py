@@ -19,11 +19,12 @@ from client.config import SiteConfig, site_key
 from client.manifest import Row
 from client.prepared import deal
 from common.errors import DataError, MissingFolderError, StudyMismatchError
+from common.faults import Fault
 from common.file_lock import locked
 from common.files import write_json
 from common.section import Section
 from common.study import Study
-from common.study_faults import Fault, validated
+from common.study_faults import validated
 
 FORMAT, KEPT_FORMAT = "rarefed-feedback-1", "rarefed-feedback-kept-1"
 MAX_BYTES = 16 * 1024 * 1024

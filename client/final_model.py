@@ -1,11 +1,11 @@
 """The network that a study ended with: what the site kept of it, or what the coordinator exported.
 
 A site keeps the whole network as it was measured in the study's last exchange, with what is its own
-(batch normalisation that never left it). An export holds what all sites share.
+(batch normalisation or heads that never left it). An export holds what all sites share.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from client.config import SiteConfig
-from client.store import FINAL, FIRST, SiteStore
+from client.store import FINAL, FIRST, PERSONAL, SiteStore
 from common.arrays import Array, Arrays, digest
 from common.errors import FederationError, MissingFolderError, StudyMismatchError, WeightsError
-from common.models import FederatedModel, build_model
+from common.layout import without_discriminator
+from common.models import FederatedModel, build_without_discriminator
 from common.study import Study
 from common.weights import layout_of, put
 
@@ -76,6 +77,21 @@ def first_model(config: SiteConfig, study: Study, *, device: torch.device) -> Fi
     return _ready(study, kept.arrays, kept.model_round, kept.tasks, device)
 
 
+def tuned_model(config: SiteConfig, study: Study, *, device: torch.device) -> FinalModel:
+    """Return the network that the site trained further by itself; see ``client/personal.py``.
+
+    Its tasks are those in which it was better than the final network; see ``final_model``.
+    """
+    kept = SiteStore(config.state, study.digest()).load_network(PERSONAL)
+    if kept is None:
+        raise FederationError(
+            f"{config.name} keeps no network of its own of the study {study.name}.",
+            remedy="Make one with rarefed-client personalise; it is kept only where it is better "
+            "on validation patients. Until then leave --personal out.",
+        )
+    return _ready(study, kept.arrays, kept.model_round, kept.tasks, device)
+
+
 def shared_model(config: SiteConfig, study: Study, *, device: torch.device) -> FinalModel | None:
     """Return the final network as a newcomer would get it: without what is this site's own.
 
@@ -87,14 +103,15 @@ def shared_model(config: SiteConfig, study: Study, *, device: torch.device) -> F
         device: Where the network is to run.
 
     Returns:
-        The network, or None where the study leaves nothing local, so that there is one alone.
+        The network, or None where there is one alone: the study leaves nothing local, or the
+        sites share no heads, so that what they share tells no classes apart.
 
     Raises:
         RarefedError: As ``final_model``; an ``OrderError`` also where the base is gone.
     """
     final = final_model(config, study, device=device)
     local = layout_of(final.model, study).local
-    if not local:
+    if not local or study.federation.personal == "head":
         return None
     store = SiteStore(config.state, study.digest())
     base = store.load_base(store.base_digest())
@@ -113,7 +130,7 @@ def exported_model(folder: Path, *, device: torch.device) -> FinalModel:
         MissingFolderError: The folder, or one of the two files, is not there.
         StudyError: The study file is wrong.
         StudyMismatchError: The model is of another study than the study file.
-        WeightsError: The model cannot be read, or does not fit the study's network.
+        WeightsError: The model cannot be read, does not fit the study's network, or has no heads.
     """
     missing = [name for name in (STUDY_FILE, MODEL) if not (folder / name).is_file()]
     if missing:
@@ -125,7 +142,12 @@ def exported_model(folder: Path, *, device: torch.device) -> FinalModel:
             f"{folder / MODEL} is a model of another study than {folder / STUDY_FILE}.",
             remedy=_EXPORT,
         )
-    return _ready(study, arrays, int(notes["round"]), tuple(study.tasks), device)
+    if study.federation.personal == "head":
+        raise WeightsError(
+            f"{folder / MODEL} is a backbone alone: each site of {study.name} keeps its own heads.",
+            remedy="Give the study instead, for the network that this site keeps.",
+        )
+    return _ready(study, arrays, _round_of(notes), tuple(study.tasks), device)
 
 
 def _read(file: Path) -> tuple[dict[str, Array], dict[str, str]]:
@@ -133,16 +155,21 @@ def _read(file: Path) -> tuple[dict[str, Array], dict[str, str]]:
     try:
         with safe_open(file, framework="numpy") as opened:
             notes = json.loads((opened.metadata() or {})[_NOTES])
-        int(notes["round"])
+        _round_of(notes)
         return dict(load_file(file)), notes
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{file} cannot be read: {error}.", remedy=_EXPORT) from error
 
 
+def _round_of(notes: Mapping[str, str]) -> int:
+    """Return the rounds that a coordinator's model went through: all, or those to the best one."""
+    return int(notes.get("model_round", notes["round"]))
+
+
 def _ready(
     study: Study, arrays: Arrays, number: int, tasks: Collection[str], device: torch.device
 ) -> FinalModel:
-    model = build_model(study)
+    model, arrays = build_without_discriminator(study), without_discriminator(arrays)
     missing = sorted(model.state_dict().keys() - arrays.keys())
     fault = f"arrays that are missing: {', '.join(missing)}" if missing else ""
     try:

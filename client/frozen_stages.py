@@ -4,25 +4,13 @@ Shapes: B batch, C channels, H height, W width, D features, K classes; ... of wh
 """
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.models import FederatedModel
-
-
-class Heads(nn.Module):
-    """The heads alone: from the features of a backbone that does not train to logits."""
-
-    def __init__(self, heads: nn.ModuleDict) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, x_BD: Tensor, task: str) -> Tensor:
-        """Return the logits of one task's classes, shape (B, K)."""
-        return cast("Tensor", self.heads[task](x_BD))
 
 
 class FrozenPart:
@@ -35,7 +23,9 @@ class FrozenPart:
             parameters and buffers with the network.
     """
 
-    def __init__(self, model: FederatedModel, last: nn.Module | None, behind: nn.Module) -> None:
+    def __init__(
+        self, model: FederatedModel, last: nn.Module | None, behind: FederatedModel
+    ) -> None:
         self._model, self._last, self.behind = model, last, behind
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
@@ -67,8 +57,8 @@ def frozen_part(model: FederatedModel, size: int) -> FrozenPart | None:
         None where no stage is frozen, one gathers statistics, or the network cannot be divided.
     """
     if not any(value.requires_grad for value in model.backbone.parameters()):
-        living = any(isinstance(module, _BatchNorm) for module in model.backbone.modules())
-        return None if living else FrozenPart(model, None, Heads(model.heads))
+        heads = FederatedModel(nn.Identity(), model.heads, model.dropout.p)
+        return None if _gathering(model) else FrozenPart(model, None, heads)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     x_BCHW = torch.rand(2, 3, size, size, generator=generator).to(device)
@@ -84,10 +74,11 @@ def _stages_ahead(model: FederatedModel, x_BCHW: Tensor) -> list[str]:
     names = {module: name for name, module in model.backbone.named_modules(prefix="backbone")}
     ended: list[str] = []
     trained: list[nn.Module] = []
+    gathering = _gathering(model)
 
     def begins(module: nn.Module, _: tuple[Any, ...]) -> None:
         own = module.parameters(recurse=False)
-        if isinstance(module, _BatchNorm) or any(value.requires_grad for value in own):
+        if module in gathering or any(value.requires_grad for value in own):
             trained.append(module)
 
     def ends(module: nn.Module, _: tuple[Any, ...], __: Any) -> None:
@@ -96,17 +87,27 @@ def _stages_ahead(model: FederatedModel, x_BCHW: Tensor) -> list[str]:
 
     handles = [module.register_forward_pre_hook(begins) for module in names]
     handles += [module.register_forward_hook(ends) for module in names]
+    mode = model.training
+    model.eval()  # or this pass would count for statistics
     try:
         with torch.no_grad():
             model.features(x_BCHW)
     finally:
+        model.train(mode)
         for handle in handles:
             handle.remove()
     found = set(ended)
     return [name for name in dict.fromkeys(ended) if name.rpartition(".")[0] not in found]
 
 
-def _without(model: FederatedModel, stages: list[str]) -> nn.Module:
+def _gathering(model: FederatedModel) -> set[nn.Module]:
+    """Return the batch norms that gather statistics while the network trains."""
+    resting = {module for at_rest in model.resting for module in at_rest.modules()}
+    living = (module for module in model.backbone.modules() if isinstance(module, _BatchNorm))
+    return {module for module in living if module not in resting}
+
+
+def _without(model: FederatedModel, stages: list[str]) -> FederatedModel:
     """Copy the network's modules, but not what they hold, and have stages hand on what comes."""
     held = [*model.parameters(), *model.buffers()]
     behind = copy.deepcopy(model, {id(value): value for value in held})

@@ -214,6 +214,7 @@ def _told(kept: Sequence[RowRead], task: Task) -> Iterator[Finding]:
     columns = {
         "scanner": [scanner_of(read) for read in kept],
         "site": [read.row.site for read in kept],
+        "source": [read.row.source or "own" for read in kept],
         "image size": [size_of(read) for read in kept],
         "kind of file": [kind_of(read) for read in kept],
     }

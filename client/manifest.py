@@ -21,6 +21,7 @@ from client.manifest_columns import (
 )
 from client.manifest_table import Line, columns_of, lines_of
 from common.errors import EmptyManifestError, LabelError, ManifestError
+from common.held_out import HELD_OUT
 
 FIXED_SPLITS = ("train", "validation", "test")
 LISTED_FAULTS = 50
@@ -199,6 +200,9 @@ def _faults(line: Line, context: _Context) -> Iterator[_Fault]:
     if cells.get("split") and cells["split"] not in FIXED_SPLITS:
         what = f"not one of {', '.join(FIXED_SPLITS)}; correct it or leave it empty"
         yield _Fault(number, "split", what)
+    elif cells.get("source") and cells.get("split") in HELD_OUT:
+        what = "an image with a source is for training alone; write train, or leave it empty"
+        yield _Fault(number, "split", what)
 
 
 def _patient_fault(patient: str, group: str, context: _Context) -> str:
@@ -259,7 +263,7 @@ def _row(line: Line, context: _Context, path: Path, mask: Path | None, details: 
         patient=keyed_hash(context.key, patient or group),
         unit=keyed_hash(context.key, group or patient),
         mask=mask,
-        fixed_split=cells.get("split") or None,
+        fixed_split=cells.get("split") or ("train" if details.source else None),
         **asdict(details),
     )
 

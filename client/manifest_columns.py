@@ -10,7 +10,7 @@ from typing import Any
 REQUIRED = ("path", "label", "patient_id")
 OPTIONAL = (
     "group", "split", "site", "mask", "laterality", "date", "scanner", "box", "age", "sex",
-    "slices",
+    "slices", "source",
 )  # fmt: skip
 MAX_TEXT = 64
 """Characters that are kept of a scanner's or a site's name."""
@@ -44,6 +44,9 @@ class Details:
     """Slices or frames of a volume, counted from 1, where the study asks for those listed."""
     site: str = ""
     """Where the image was made, at most 64 characters."""
+    source: str = ""
+    """The data set that an image comes from which is none of the hospital's own patients, at most
+    64 characters; it is for training alone."""
 
 
 def column_faults(columns: Sequence[str], *, label: str, required: Sequence[str]) -> list[str]:
@@ -182,4 +185,5 @@ _VALUES: Mapping[str, Callable[[str], Any]] = {
     "sex": _sex,
     "slices": _slices,
     "site": _text,
+    "source": _text,
 }

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 from client.config import SiteConfig
-from client.evaluation import file_of
+from client.evaluation import TUNED, file_of
 from client.final_model import FinalModel
 from common.errors import WeightsError
 
@@ -59,14 +59,20 @@ def operating_of(folder: Path, task: str) -> Operating:
 def operating_of_site(config: SiteConfig, final: FinalModel, task: str) -> Operating:
     """Return what the site's own evaluation of this very network found, if it has made one.
 
-    Where patients have several images, it is that at which each patient counts once.
+    Where patients have several images, it is that at which each patient counts once. What was
+    found with the statistics of the images measured is not of a single image, which has none.
 
     Raises:
         WeightsError: The file of ``rarefed-client evaluate`` cannot be read.
     """
-    file = file_of(config, final.study)
-    if not file.is_file():
+    if final.study.evaluation.adapted:
         return Operating()
+    files = (file_of(config, final.study, model) for model in ("", TUNED))
+    found = (_found(file, final, task) for file in files if file.is_file())
+    return next((one for one in found if one.known or one.rule), Operating())
+
+
+def _found(file: Path, final: FinalModel, task: str) -> Operating:
     try:
         said = json.loads(file.read_text("utf-8"))
         if said["sha256"] != final.sha256 or task not in said["tasks"]:

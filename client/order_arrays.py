@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from client.alignment import check_place
 from client.prepared import Prepared
 from common.arrays import Array
 from common.errors import OrderError
-from common.layout import STATISTICS
+from common.layout import STATISTICS, split_sent_once
 from common.messages import Order
 from common.update_norm import factor_within
-from common.weights import put
+from common.weights import check_fit, put
 
 
 def load_order(prepared: Prepared, order: Order) -> None:
@@ -16,8 +17,11 @@ def load_order(prepared: Prepared, order: Order) -> None:
 
     Raises:
         OrderError: The base is missing or not the one that was announced, groups are not those
-            of this site's tasks, or an array does not fit.
+            of this site's tasks, an array does not fit, or an order to train does not say which
+            site this is, where the study needs it.
     """
+    if order.kind == "train":
+        check_place(order.study, order.place)
     expected = prepared.layout.groups_of(prepared.tasks)
     if set(order.groups) != set(expected):
         raise OrderError(
@@ -29,18 +33,37 @@ def load_order(prepared: Prepared, order: Order) -> None:
         arrays = prepared.store.load_local(order.round)
         untrained = bool(prepared.layout.local) and not arrays  # a first round, perhaps redone
         if prepared.base != order.base_digest or untrained:
-            put(prepared.model, prepared.store.load_base(order.base_digest))
-            if prepared.features is not None:
-                prepared.features.forget()
+            _put_sent_once(prepared, order.base_digest)
+            prepared.features.forget()
             prepared.base = order.base_digest
         put(prepared.model, arrays)
         for group, found in order.groups.items():
             if set(found) != set(prepared.layout.groups[group]):
                 raise OrderError(f"The order's group {group} has other arrays than the network.")
             put(prepared.model, found)
+        prepared.features.refresh()
     except ValueError as error:
         prepared.base = ""
         raise OrderError(f"The order's arrays do not fit the network: {error}") from error
+
+
+def initial_backbone(prepared: Prepared) -> dict[str, Array]:
+    """Return all arrays of the backbone as they were at the study's beginning, by their names.
+
+    They are those that came with the base, in this order or an earlier one; none where the study's
+    objective does not ask for them.
+    """
+    if not prepared.layout.initial:
+        return {}
+    sent = prepared.store.load_base(prepared.store.base_digest())
+    return split_sent_once(sent, prepared.layout)[1]
+
+
+def _put_sent_once(prepared: Prepared, base_digest: str) -> None:
+    """Put into the model what came once, and see that the initial arrays, if any, would fit too."""
+    own, initial = split_sent_once(prepared.store.load_base(base_digest), prepared.layout)
+    check_fit(prepared.model, initial)
+    put(prepared.model, own)
 
 
 def changes_of(

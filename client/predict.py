@@ -166,6 +166,11 @@ def caveats_of(asked: Asked) -> list[str]:
             "Batch normalisation stayed at each site: an export has that of the study's beginning. "
             "Give the study.toml for the network that this site keeps."
         )
+    if asked.final.study.evaluation.adapted:
+        lines.append(
+            "The study's figures are with batch normalisation re-estimated on many images: a "
+            "prediction has the stored statistics, and says something else."
+        )
     return lines
 
 

@@ -10,10 +10,10 @@ import torch
 from client.cache import cache_of
 from client.config import SiteConfig, site_key
 from client.dataset import TaskData, load_task
-from client.features import FrozenFeatures, frozen_features
 from client.gate import Terms, terms_of
 from client.manifest import Row, manifest_of
 from client.patients import who_stands_behind
+from client.phases import PhaseFeatures
 from client.plan import Begun, Plan, plan_of
 from client.reading_pass import workers_of
 from client.split import split_rows
@@ -53,8 +53,8 @@ class Prepared:
     """What the site says of itself; the base it holds may change."""
     behind: Mapping[Key, Behind]
     """Who stands behind each metric state."""
-    features: FrozenFeatures | None = None
-    """Where the images' features are kept; None where the whole network is run each time."""
+    features: PhaseFeatures
+    """Where the images' features are kept."""
     base: str = ""
     """Digest of the base that the model holds; empty before the first order."""
 
@@ -102,7 +102,7 @@ def prepare(
         layout=layout_of(model, study),
         tasks=tasks,
         store=SiteStore(config.state, study.digest()),
-        features=frozen_features(model, device, study.backbone.image_size),
+        features=PhaseFeatures(model, study, config.name, device),
         plan=plan_for(study, config, trained, begun),  # the gate may have cost it patients
         declaration=_declaration(tasks, config),
         behind=who_stands_behind(study, tasks),

@@ -15,21 +15,39 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from client.anchor import Near
 from client.dataset import Images
 from client.features import FrozenFeatures, frozen_features
 from client.frozen_stages import frozen_part
 from client.losses import Loss, make_loss
-from client.optim import add_proximal_gradient, make_optimizer
+from client.optim import add_proximal_gradient, make_optimizer, set_rates
 from client.plan import Plan
 from client.private_batches import Chunk, Picture, chunks, draw, pictures_by_patient
 from client.private_check import faults_of
 from client.private_gradients import PatientGradients
 from client.private_noise import noise_for
+from client.schedule import rate_factors
 from client.train import Inputs, Trained, training_inputs
 from common.errors import DivergedError, PrivacyError
 from common.models import FederatedModel
 from common.private_models import check_private
 from common.study import Study
+
+
+class MembersApart(nn.Module):
+    """A network that gives the logits that a loss is of, of each member of an ensemble its own.
+
+    Args:
+        network: Whose parameters it has.
+    """
+
+    def __init__(self, network: FederatedModel) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        """Return logits of images, or of features, as ``classify_apart`` does."""
+        return self.network.classify_apart(self.network.features(x), task)
 
 
 def train_privately(
@@ -39,6 +57,9 @@ def train_privately(
     plan: Plan,
     *,
     device: torch.device,
+    number: int = 1,
+    lowered: int = 0,
+    near: Near | None = None,
     features: FrozenFeatures | None = None,
 ) -> Trained:
     """Train ``model`` in place, with the steps, draws and noise of ``plan``.
@@ -51,9 +72,12 @@ def train_privately(
     Args:
         model: The network on ``device``; ``preflight`` has found it fit.
         images: Training images by task.
-        study: Loss, optimizer, strategy and augmentation.
+        study: Loss, optimizer, schedule, strategy and augmentation.
         plan: What makes the training private.
         device: Where the arithmetic runs.
+        number: The round, from 1, which says where in its schedule the study is.
+        lowered: How many times the schedule ``plateau`` has lowered the rates so far.
+        near: What holds the weights near the initial ones, if the study asks for it.
         features: Where those of the images are kept from round to round, if they are.
 
     Returns:
@@ -81,7 +105,20 @@ def train_privately(
             # the others' masks and variations.
             torch.manual_seed(secrets.randbits(63))
             features = features or frozen_features(model, device, study.backbone.image_size)
-            return _train(model, images, patients, study, plan, device, features)
+            factors = rate_factors(
+                study.training.schedule, number, study.rounds, plan.steps, lowered=lowered
+            )
+            return _train(
+                model,
+                images,
+                patients,
+                study,
+                plan,
+                device=device,
+                factors=factors,
+                near=near,
+                features=features,
+            )
     finally:
         for head in absent:
             head.requires_grad_()
@@ -93,7 +130,10 @@ def _train(
     patients: Sequence[Sequence[Picture]],
     study: Study,
     plan: Plan,
+    *,
     device: torch.device,
+    factors: Sequence[float],
+    near: Near | None,
     features: FrozenFeatures | None,
 ) -> Trained:
     mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
@@ -102,12 +142,14 @@ def _train(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     network = model if features is None else features.network
     inputs = training_inputs(model, images, study, device=device, features=features, generator=None)
-    loss_of = make_loss(study.training)
+    loss_of, weight = make_loss(study.training), network.members * study.training.task_weight
     model.train()
     network.train()
     seen, total = 0, 0.0
-    with noise_for(optimizer, plan, device) as add_noise, PatientGradients(network) as gradients:
-        for _ in range(plan.steps):
+    watched = PatientGradients(MembersApart(network))
+    with noise_for(optimizer, plan, device) as add_noise, watched as gradients:
+        for factor in factors:
+            set_rates(optimizer, factor)
             drawn = draw(
                 patients,
                 sample_rate=plan.sample_rate,
@@ -115,11 +157,15 @@ def _train(
             )
             sums = {p: torch.zeros_like(p, requires_grad=False) for p in trained}
             for chunk in chunks(drawn, images=study.training.batch_size):
-                total += _add_chunk(sums, gradients, chunk, images, inputs, loss_of, plan.clip_norm)
+                total += _add_chunk(
+                    sums, gradients, chunk, images, inputs, loss_of, weight, plan.clip_norm
+                )
                 seen += chunk.patients * chunk.images_each
             add_noise(sums)
-            # After the noise: the term hangs on no patient, and is not to be cut with one.
+            # After the noise: these hang on no patient, and are not to be cut with one.
             add_proximal_gradient(model, start, mu)
+            if near is not None:
+                near.gradient(model)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
@@ -146,7 +192,7 @@ def preflight(model: FederatedModel, study: Study) -> None:
     model.train(mode)
     if wrong:
         raise PrivacyError(
-            f"The gradients of single patients cannot be had of {study.backbone.name}:\n"
+            f"The gradients of single patients cannot be had of {study.network}:\n"
             + "\n".join(f"  - {fault}" for fault in wrong[:10]),
             remedy='Use training.train = "head", which any backbone can, or a backbone such as '
             "a ResNet with frozen normalisation, a ConvNeXt or a ViT.",
@@ -160,6 +206,7 @@ def _add_chunk(
     images: Mapping[str, Images],
     inputs: Inputs,
     loss_of: Loss,
+    weight: float,
     clip_norm: float,
 ) -> float:
     """Add the clipped gradients of a chunk's patients up; return the sum of its images' losses."""
@@ -169,8 +216,9 @@ def _add_chunk(
         flat = indices.ravel()
         logits_BK = gradients.forward(inputs(task, flat), task)
         labels_B = images[task].labels[torch.from_numpy(flat)].to(logits_BK.device)
+        labels_B = labels_B.repeat(len(logits_BK) // len(flat))  # for each member of an ensemble
         total = total.to(logits_BK.device) + len(flat) * loss_of(logits_BK, labels_B)
-    norms_n = gradients.backward(total / chunk.images_each)
+    norms_n = gradients.backward(weight * total / chunk.images_each)
     loss = total.item()
     if not (math.isfinite(loss) and bool(norms_n.isfinite().all())):
         raise _diverged("The loss or the gradient of a patient is not finite.")

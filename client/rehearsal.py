@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from client.anchor import initial_of, near_of
 from client.dataset import Batch, Images
 from client.train import train
 from common.models import FederatedModel, build_model
@@ -71,4 +72,5 @@ def one_step(model: FederatedModel, study: Study, device: torch.device) -> float
     images = Images(pixels.to(torch.float16), labels, tuple(map(str, range(count))))
     model.to(device).to(memory_format=torch.channels_last)
     batch = Batch(task, np.arange(count))
-    return train(model, {task: images}, [batch], study, device=device).loss
+    near = near_of(model, study, initial_of(model, study))
+    return train(model, {task: images}, [batch], study, device=device, near=near).loss

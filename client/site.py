@@ -9,14 +9,17 @@ import torch
 from flwr.app import RecordDict
 
 from client import egress
+from client.alignment import alignment_of
+from client.anchor import near_of
 from client.attention_suppression import Looked, may_report, suppress_attention
 from client.config import SiteConfig
-from client.dataset import batches
+from client.dataset import round_of_batches
 from client.device import device_of
 from client.evaluate import evaluate
 from client.ledger import Ledger
 from client.ledger_entries import Entered
-from client.order_arrays import changes_of, load_order
+from client.order_arrays import changes_of, initial_backbone, load_order
+from client.phases import in_phase
 from client.prepared import Prepared, prepare
 from client.site_log import open_log
 from client.store import FINAL, FIRST
@@ -137,19 +140,20 @@ class Site:
             declared = prepared.declare()
             return Reply(self.config.name, digest, order.round, declaration=declared), {}
         began = time.perf_counter()
-        states = self._evaluate(prepared)
+        states = self._evaluate(prepared, order.round)
         looked = self._look(prepared) if may_report(order, self.config.limits) else {}
         states |= {(name, ATTENTION): sums_to_arrays(of.table) for name, of in looked.items()}
         evaluated = time.perf_counter()
         if order.kind == "evaluate":
-            self._keep(prepared, FINAL, order.round - 1)
+            behind = order.round - 1 if order.model_round is None else order.model_round
+            self._keep(prepared, FINAL, behind)
         elif order.round == 1:
             self._keep(prepared, FIRST, 0)
         done = Trained(0, 0.0)
         groups: dict[str, dict[str, Array]] = {}
         weights: dict[str, float] = {}
         if order.kind == "train":
-            done = self._train(prepared, order.round)
+            done = self._train(prepared, order)
             groups, weights = changes_of(prepared, order)
         trained = time.perf_counter()
         reply = Reply(
@@ -203,9 +207,9 @@ class Site:
             plan=prepared.plan,
         )
 
-    def _evaluate(self, prepared: Prepared) -> dict[Key, dict[str, Array]]:
+    def _evaluate(self, prepared: Prepared, number: int) -> dict[Key, dict[str, Array]]:
         """Measure the arriving model on every task's validation and test patients."""
-        result = {}
+        result, features = {}, prepared.features.in_round(number)
         for name, data in prepared.tasks.items():
             task = prepared.study.tasks[name]
             for split in HELD_OUT:
@@ -215,7 +219,8 @@ class Site:
                     name,
                     task,
                     device=self.device,
-                    features=prepared.features,
+                    features=features,
+                    adapted=prepared.study.evaluation.adapted,
                 )
                 result[name, split] = metrics.to_arrays(found.of_images)
                 if found.of_patients is not None:
@@ -238,16 +243,17 @@ class Site:
         except OSError as error:  # the study goes on without
             self.log.error("the model cannot be kept: %s", error)  # noqa: TRY400 - expected
 
-    def _train(self, prepared: Prepared, number: int) -> Trained:
+    def _train(self, prepared: Prepared, order: Order) -> Trained:
         """Train the model in place, and keep what stays at this site."""
-        study = prepared.study
+        study, number = prepared.study, order.round
         seed = stream(study.seed, self.config.name, number)
         # Until training has ended well, the model holds no base: one that failed may have left
         # anything in it, and the next order then starts from the stored arrays.
         base, prepared.base = prepared.base, ""
         with torch.random.fork_rng():
             torch.manual_seed(stream(seed, "dropout"))
-            done = _trained(prepared, seed, self.device)
+            with in_phase(prepared.model, study, number):
+                done = _trained(prepared, order, seed, self.device)
         prepared.base = base
         if prepared.layout.local:
             prepared.store.save_local(take(prepared.model, prepared.layout.local), number)
@@ -264,27 +270,35 @@ def respond(site: Site, record: RecordDict) -> RecordDict:
     return reply_to_record(site.answer(order).reply)
 
 
-def _trained(prepared: Prepared, seed: int, device: torch.device) -> Trained:
-    study, model = prepared.study, prepared.model
+def _trained(prepared: Prepared, order: Order, seed: int, device: torch.device) -> Trained:
+    study, model, number = prepared.study, prepared.model, order.round
     images = {name: data.splits["train"] for name, data in prepared.tasks.items()}
+    features = prepared.features.in_round(number)
+    near = near_of(model, study, initial_backbone(prepared), features)
     if prepared.plan is not None:
         from client.privacy import train_privately  # noqa: PLC0415 - Opacus takes seconds
 
         return train_privately(
-            model, images, study, prepared.plan, device=device, features=prepared.features
+            model,
+            images,
+            study,
+            prepared.plan,
+            device=device,
+            number=number,
+            lowered=order.lowered,
+            near=near,
+            features=features,
         )
-    order_of_batches = batches(
-        {name: len(data) for name, data in images.items()},
-        batch_size=study.training.batch_size,
-        epochs=study.training.local_epochs,
-        seed=stream(seed, "batches"),
-    )
     return train(
         model,
         images,
-        order_of_batches,
+        round_of_batches(images, study.training, seed),
         study,
         device=device,
-        features=prepared.features,
+        number=number,
+        lowered=order.lowered,
+        near=near,
+        alignment=alignment_of(model, study, order.place, number),
+        features=features,
         generator=torch.Generator().manual_seed(stream(seed, "augmentation")),
     )

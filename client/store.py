@@ -21,6 +21,8 @@ KEPT_ROUNDS = 2
 """After a round its own local arrays are kept and those that it started from."""
 FIRST, FINAL = "first.safetensors", "final.safetensors"
 """The network as the study's first round found it, and as its last exchange measured it here."""
+PERSONAL = "personal.safetensors"
+"""That network, trained further by the site alone; see ``client/personal.py``."""
 _NOTES = "rarefed"
 """Entry of that file's header with what is known of the network, as JSON."""
 _PRIVATE = 0o600
@@ -55,7 +57,7 @@ class SiteStore:
         return file.read_text(encoding="ascii").strip() if file.is_file() else ""
 
     def save_base(self, base: Arrays, announced: str) -> None:
-        """Keep the base.
+        """Keep the base, with the initial arrays that came beside it.
 
         Raises:
             OrderError: It is not the one whose digest was announced.
@@ -119,7 +121,7 @@ class SiteStore:
         Arrays and notes are one file, so that a reader never meets one without the other.
 
         Args:
-            name: ``FIRST`` or ``FINAL``.
+            name: ``FIRST``, ``FINAL`` or ``PERSONAL``.
             arrays: Every array of the network's state.
             model_round: Rounds that it went through.
             tasks: The site's tasks.
@@ -150,6 +152,10 @@ class SiteStore:
         if study != self._study:
             raise OrderError(f"The kept model {file} is of another study.", remedy=remedy)
         return kept
+
+    def remove_network(self, name: str) -> None:
+        """Keep a network no longer, if one was kept."""
+        (self._folder / name).unlink(missing_ok=True)
 
     def save_reply(self, record: RecordDict, order_digest: str) -> Path:
         """Keep the reply to an order, in place of the one before, and return its file.

@@ -47,8 +47,11 @@ def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
             }
             for name, task in study.tasks.items()
         },
-        "network": backbone.name,
-        "weights": backbone.weights_file.name if backbone.weights_file else backbone.weights,
+        "network": study.network,
+        "weights": ", ".join(
+            file.name if (file := one.backbone.weights_file) else one.backbone.weights
+            for one in study.members
+        ),
         "image_size": backbone.image_size,
         "trained_layers": training.train,
         "rounds": study.rounds,

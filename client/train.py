@@ -1,4 +1,7 @@
-"""The local training of one round, on one page. Shapes: B batch, C channels, H height, W width."""
+"""The local training of one round, on one page.
+
+Shapes: B batch, C channels, H height, W width, D features.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,12 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.alignment import Alignment
+from client.anchor import Near
 from client.augment import augmented
 from client.dataset import Batch, Images
 from client.features import FrozenFeatures, channel_statistics
-from client.losses import make_loss
-from client.optim import add_proximal_gradient, make_optimizer
+from client.losses import make_loss, make_losses
+from client.optim import add_proximal_gradient, make_optimizer, set_rates
 from client.preprocess import normalise
+from client.schedule import rate_factors
+from client.source_weights import source_weights
 from common.errors import DivergedError
 from common.imaging import varied
 from common.models import FederatedModel
@@ -39,6 +46,10 @@ def train(
     study: Study,
     *,
     device: torch.device,
+    number: int = 1,
+    lowered: int = 0,
+    near: Near | None = None,
+    alignment: Alignment | None = None,
     features: FrozenFeatures | None = None,
     generator: torch.Generator | None = None,
 ) -> Trained:
@@ -48,8 +59,12 @@ def train(
         model: The network on ``device``.
         images: Training images by task.
         batches: Which images make each gradient step.
-        study: Loss, optimizer, strategy and augmentation.
+        study: Loss, optimizer, schedule, strategy and augmentation.
         device: Where the arithmetic runs.
+        number: The round, from 1, which says where in its schedule the study is.
+        lowered: How many times the schedule ``plateau`` has lowered the rates so far.
+        near: What holds the network near its initial backbone, if the study asks for it.
+        alignment: What makes its features like those of other sites, if the study asks for it.
         features: Where those of the images are kept; None where the whole network is run.
         generator: Whence augmentation takes its randomness; torch's global one by default.
 
@@ -58,7 +73,16 @@ def train(
             discards the model.
     """
     training = study.training
-    loss_of, optimizer = make_loss(training), make_optimizer(model, training)
+    weights = source_weights(model, images, study, device=device, features=features)
+    losses = {
+        name: (make_losses if name in weights else make_loss)(
+            training, _counts(own, len(study.tasks[name].classes))
+        )
+        for name, own in images.items()
+    }
+    optimizer = make_optimizer(model, training)
+    batches = list(batches)
+    factors = rate_factors(training.schedule, number, study.rounds, len(batches), lowered=lowered)
     mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
     start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
     network = model if features is None else features.network
@@ -68,13 +92,26 @@ def train(
     model.train()
     network.train()
     steps, seen, total = 0, 0, 0.0
-    for batch in batches:
+    for batch, factor in zip(batches, factors, strict=True):
+        set_rates(optimizer, factor)
         x = inputs(batch.task, batch.indices)
         labels = images[batch.task].labels[torch.from_numpy(batch.indices)].to(device)
 
-        loss = loss_of(network(x, batch.task), labels)
+        features_BD = network.features(x)
+        logits = network.classify_apart(features_BD, batch.task)
+        loss = losses[batch.task](logits, labels.repeat(network.members))
+        if batch.task in weights:
+            weights_B = weights[batch.task][torch.from_numpy(batch.indices).to(device)]
+            loss = (weights_B.repeat(network.members) * loss).mean()
+        objective = network.members * loss  # their sum: each learns as it would by itself
+        if near is not None:
+            objective = training.task_weight * objective + near.penalty(x, features_BD)
+        if alignment is not None:
+            objective = objective + alignment.loss(features_BD, steps / len(batches))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        objective.backward()
+        if near is not None:
+            near.gradient(model)
         if mu:
             add_proximal_gradient(model, start, mu)
         if training.clip_norm is not None:
@@ -102,7 +139,8 @@ def training_inputs(
     """Return what brings training images into the form that is trained on.
 
     Images of a task with augmentation are varied anew at each call, so that features of them
-    cannot be kept: those go through the frozen part again.
+    cannot be kept: those go through the frozen part again. With ``training.views`` they have
+    variations that were made once, of which each call draws one.
 
     Args:
         model: The network on ``device``.
@@ -124,6 +162,8 @@ def training_inputs(
         chosen = torch.from_numpy(indices)
         if features is not None and task not in variations:
             return features.of(images[task], chosen)
+        if features is not None and features.has_views(task):
+            return features.of_views(images[task], task, chosen, generator)
         x_BCHW = images[task].pixels[chosen].to(device)
         if task in variations:
             x_BCHW = augmented(x_BCHW, variations[task], generator)
@@ -131,6 +171,12 @@ def training_inputs(
         return x_BCHW if features is None else features.part(x_BCHW)
 
     return inputs
+
+
+def _counts(images: Images, classes: int) -> list[int]:
+    """Return the number of images of each class."""
+    counts: list[int] = torch.bincount(images.labels, minlength=classes).tolist()
+    return counts
 
 
 def _diverged(what: str) -> DivergedError:

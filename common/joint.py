@@ -72,8 +72,10 @@ def influence_on_auroc(odds: Floats, true: NDArray[np.bool_]) -> Floats:
     # Of an image of the class, the share of the others that it lies above; and the reverse.
     found[true] = _share_below(odds[~true], odds[true])
     found[~true] = 1 - _share_below(odds[true], odds[~true])
-    centred: Floats = found - found[true].mean()
-    return centred / np.where(true, true.sum(), (~true).sum())
+    found -= found[true].mean()
+    found[true] /= true.sum()
+    found[~true] /= (~true).sum()
+    return found
 
 
 def _share_below(of: Floats, values: Floats) -> Floats:

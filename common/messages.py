@@ -1,9 +1,11 @@
 """Orders and replies, and the only file that knows how they look on the wire.
 
-    order   ConfigRecord "order"            what is asked: kind, study, digest, round, base digest
+    order   ConfigRecord "order"            what is asked: kind, study, digest, round, base digest,
+                                                 and only if needed: lowered, model_round, place
             ArrayRecord  one for each group      the global arrays: "shared", "head:TASK", ...,
                                                  in packs (``common/packed_arrays.py``)
-            ArrayRecord  "base"              only for a site that does not have it yet
+            ArrayRecord  "base"              only for a site that does not have it yet; beside it
+                                                 the initial backbone, if the study stays near it
             ConfigRecord "countersigned"     the head of the site's audit log that came last
     reply   ConfigRecord "reply"            who answers what, and a code if it refuses
             ArrayRecord  one for each group      the change (local minus global) of its arrays
@@ -29,6 +31,7 @@ from common.errors import OrderError, ReplyError, StudyError, StudyMismatchError
 from common.packed_arrays import PackedArrays
 from common.seals import COUNTERSIGNED
 from common.study import Study
+from common.training import MOST_SITES
 from common.versions import PROTOCOL
 
 Kind = Literal["check", "train", "evaluate"]
@@ -36,18 +39,19 @@ MESSAGE_TYPES: Mapping[Kind, str] = {"check": "query", "train": "train", "evalua
 """Flower's message type for each kind of order."""
 
 _SAME_VERSION = "Install the same version of rarefed at the coordinator and at the site."
+_AUDIT = "audit"
 
 Part = TypeVar("Part", ConfigRecord, MetricRecord)
-
-_AUDIT = "audit"
 
 MAX_COUNT = 10**9
 """No hospital has more patients, and no study more rounds; larger numbers are no numbers."""
 
+MOST_LOWERED = 10_000
+"""Rates that were lowered so often are nothing; a count above it is none."""
+
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-
 
 ROUNDED_TO = 5
 """What a site rounds its numbers to that does not state them exactly."""
@@ -130,6 +134,9 @@ class _OrderHead(_Form):
     digest: str
     round: Count
     base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    lowered: Annotated[int, Field(ge=0, le=MOST_LOWERED)] = 0
+    model_round: Count | None = None
+    place: Annotated[int, Field(ge=0, lt=MOST_SITES)] | None = None
 
 
 class _Head(_Form):
@@ -149,6 +156,12 @@ class Order(NamedTuple):
     base: Arrays | None
     countersigned: Head | None = None
     """The last head of the site's audit log that the coordinator has got from it in the study."""
+    lowered: int = 0
+    """How often a schedule ``plateau`` has lowered the learning rates; 0 to ``MOST_LOWERED``."""
+    model_round: int | None = None
+    """The round after which the model was so; None where it is the one before."""
+    place: int | None = None
+    """Which site this is, of those that a discriminator tells apart: 0, 1, ...; None elsewhere."""
 
 
 class Reply(NamedTuple):
@@ -180,6 +193,8 @@ def order_to_record(order: Order) -> RecordDict:
         "round": order.round,
         "base": order.base_digest,
     }
+    more = {"lowered": order.lowered or None, "model_round": order.model_round}
+    head |= {k: v for k, v in (*more.items(), ("place", order.place)) if v is not None}
     record = RecordDict({"order": ConfigRecord(head)})
     for group, arrays in order.groups.items():
         record[group] = _pack(arrays)
@@ -221,7 +236,8 @@ def order_from_record(record: RecordDict) -> Order:
     except ValueError as error:
         raise OrderError(f"The order's arrays cannot be read: {error}.") from error
     base = arrays.pop("base", None)
-    return Order(head.kind, study, head.round, arrays, head.base, base, countersigned)
+    order = Order(head.kind, study, head.round, arrays, head.base, base, countersigned)
+    return order._replace(lowered=head.lowered, model_round=head.model_round, place=head.place)
 
 
 def reply_to_record(reply: Reply) -> RecordDict:

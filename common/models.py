@@ -1,10 +1,14 @@
 """One network: a backbone that all tasks share, and one linear head per task.
 
-Shapes: B batch, C channels, H height, W width, D features, K classes of a task.
+The network of an ensemble has several backbones, and a head of each for every task.
+
+Shapes: B batch, C channels, H height, W width, D features, K classes of a task, M members of an
+ensemble.
 """
 
 import difflib
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self, cast
 
 import timm
 import torch
@@ -14,8 +18,13 @@ from timm.utils.model import freeze
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import common.torchvision_models  # noqa: F401 - enters its networks in timm's list
+import common.plain_networks
+import common.torchvision_models  # noqa: F401 - as above
+from common.backbone_faults import check_backbone
+from common.discriminator import make_discriminator
+from common.ensemble import Colours, MemberHeads, Members
 from common.errors import StudyError, UnknownBackboneError
+from common.phases import check_phases, has_phases, width
 from common.seeds import stream
 from common.study import Study
 
@@ -23,55 +32,170 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class Stage(NamedTuple):
+    """One of the parts into which timm divides a backbone, by names within the backbone."""
+
+    parameters: tuple[str, ...]
+    modules: tuple[str, ...]
+    """Those that hold parameters."""
+
+
 class FederatedModel(nn.Module):
     """The network of a study.
 
     ``mean`` and ``std`` (each three numbers) are what the backbone's weights expect of an image
     whose channels lie in [0, 1].
+
+    Args:
+        backbone: From images to features.
+        heads: A layer for each task, from features to logits.
+        dropout: Share of the features that is dropped before the heads, in training mode.
     """
 
-    def __init__(self, backbone: nn.Module, heads: nn.ModuleDict) -> None:
+    def __init__(self, backbone: nn.Module, heads: nn.ModuleDict, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
         self.heads = heads
+        self.discriminator: nn.Module | None = None
+        """From features to logits of the sites, of a study that makes their features alike."""
         settings = getattr(backbone, "pretrained_cfg", {})
         self.mean: tuple[float, ...] = settings.get("mean", IMAGENET_MEAN)
         self.std: tuple[float, ...] = settings.get("std", IMAGENET_STD)
+        self.stages: tuple[Stage, ...] = ()
+        """The backbone's, from the first to the last, where the study freezes some of them."""
+        self.resting: tuple[nn.Module, ...] = ()
+        """What stays in evaluation mode while the rest of the network trains."""
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's own signature
+        """Set the mode of every module; those of ``resting`` stay in evaluation mode."""
+        super().train(mode)
+        for module in self.resting:
+            module.eval()
+        return self
+
+    @property
+    def backbones(self) -> tuple[nn.Module, ...]:
+        """The backbone of each member of an ensemble; else the one that there is."""
+        backbone = self.backbone
+        return tuple(backbone.members) if isinstance(backbone, Members) else (backbone,)
+
+    @property
+    def members(self) -> int:
+        """How many networks it is made of: 1, unless it is an ensemble."""
+        return len(self._widths)
+
+    @property
+    def _widths(self) -> list[int]:
+        # The heads tell it even where the backbone is left aside, its features being kept.
+        head = next(iter(self.heads.values()))
+        return head.widths if isinstance(head, MemberHeads) else [-1]
+
+    def by_member(self, features_BD: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of each member of an ensemble; else all of them as one."""
+        return features_BD.split(self._widths, dim=1) if self.members > 1 else (features_BD,)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Return the pooled features of normalised images, shape (B, D)."""
         return cast("Tensor", self.backbone(x_BCHW))
 
+    def classify(self, features_BD: Tensor, task: str) -> Tensor:
+        """Return the logits of one task's classes, shape (B, K), of pooled features.
+
+        Those of an ensemble are of its members' mean probability.
+        """
+        return cast("Tensor", self.heads[task](self.dropout(features_BD)))
+
+    def classify_apart(self, features_BD: Tensor, task: str) -> Tensor:
+        """Return the logits that a loss is of: each member of an ensemble is to have its own.
+
+        Returns:
+            Of one member after the other, shape (M * B, K); else (B, K), as of ``classify``.
+        """
+        head, kept_BD = self.heads[task], self.dropout(features_BD)
+        return (
+            head.apart(kept_BD) if isinstance(head, MemberHeads) else cast("Tensor", head(kept_BD))
+        )
+
     def forward(self, x_BCHW: Tensor, task: str) -> Tensor:
         """Return the logits of one task's classes, shape (B, K)."""
-        return cast("Tensor", self.heads[task](self.features(x_BCHW)))
+        return self.classify(self.features(x_BCHW), task)
 
 
 def build_model(study: Study) -> FederatedModel:
     """Build the network of ``study`` with random weights that depend on its seed alone.
 
     What the study freezes is frozen, batch normalisation included: a frozen layer changes
-    neither its weights nor its statistics, in training mode too.
+    neither its weights nor its statistics, in training mode too. Each member of an ensemble is
+    built as its study by itself would have it.
 
     Raises:
         UnknownBackboneError: timm knows no such model.
         StudyError: The backbone cannot be what the study asks of it.
     """
+    if study.ensemble:
+        return _joined([build_model(member) for member in study.members], study)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(study.seed, "backbone"))
         backbone = _create_backbone(study)
+        check_backbone(backbone, study)
         heads = nn.ModuleDict()
         for name, task in study.tasks.items():
             torch.manual_seed(stream(study.seed, "head", name))
             heads[name] = _create_head(backbone.head_hidden_size, len(task.classes))
-    _freeze(backbone, study)
+        discriminator = None
+        if study.training.aligns and study.training.adversarial_sites is not None:
+            torch.manual_seed(stream(study.seed, "discriminator"))
+            discriminator = make_discriminator(
+                backbone.head_hidden_size, study.training.adversarial_sites
+            )
+    stages = _stages_of(backbone, study)
+    _freeze(backbone, study, stages)
     if study.backbone.normalisation == "frozen":
         backbone = freeze_batch_norm_2d(backbone)
     _check_frozen(backbone, study)
-    model = FederatedModel(backbone, heads)
+    _check_adapted(backbone, study)
+    model = FederatedModel(backbone, heads, study.training.dropout)
     model.mean = study.backbone.mean or model.mean
     model.std = study.backbone.std or model.std
+    model.stages = stages
+    model.discriminator = discriminator
     return model
+
+
+def build_without_discriminator(study: Study) -> FederatedModel:
+    """Build the network of ``study`` as it is asked about images; else as ``build_model``."""
+    model = build_model(study)
+    model.discriminator = None
+    return model
+
+
+def _joined(members: Sequence[FederatedModel], study: Study) -> FederatedModel:
+    colours = [Colours(member.mean, member.std) for member in members]
+    backbone = Members([member.backbone for member in members], colours)
+    heads = {
+        task: MemberHeads([cast("nn.Linear", member.heads[task]) for member in members])
+        for task in study.tasks
+    }
+    model = FederatedModel(backbone, nn.ModuleDict(heads), study.training.dropout)
+    model.mean, model.std = colours[0]
+    model.stages = _joined_stages([member.stages for member in members])
+    return model
+
+
+def _joined_stages(of_members: Sequence[tuple[Stage, ...]]) -> tuple[Stage, ...]:
+    """Return stages of which each has one of each member, counted from the members' last ones."""
+    joined = []
+    for back in range(max(map(len, of_members)), 0, -1):
+        parameters: list[str] = []
+        modules: list[str] = []
+        for number, stages in enumerate(of_members):
+            if back <= len(stages):
+                stage, within = stages[-back], f"members.{number}."
+                parameters += [within + name for name in stage.parameters]
+                modules += [within + name for name in stage.modules]
+        joined.append(Stage(tuple(parameters), tuple(modules)))
+    return tuple(joined)
 
 
 def normalisation_of(study: Study, model: FederatedModel) -> str:
@@ -123,27 +247,37 @@ def _create_head(features: int, classes: int) -> nn.Linear:
     return head
 
 
-def _freeze(backbone: Any, study: Study) -> None:
-    """Freeze all stages but the last ``k``, as timm itself divides the network into stages."""
-    train = study.training.train
-    if train == "all":
-        return
+def _stages_of(backbone: Any, study: Study) -> tuple[Stage, ...]:
+    """Return the stages into which timm divides the network; none where nobody asks for them."""
+    if study.training.train == "all" and not has_phases(study.training):
+        return ()
     matcher = backbone.group_matcher(coarse=True)
     modules, parameters = group_modules(backbone, matcher), group_parameters(backbone, matcher)
-    stages = len(parameters)
-    trained = 0 if train == "head" else int(train.removeprefix("last:"))
-    if trained >= stages:
+    stages = tuple(
+        Stage(tuple(parameters[number]), tuple(modules.get(number, ())))
+        for number in sorted(parameters)
+    )
+    check_phases(study.training, study.backbone.name, len(stages))
+    return stages
+
+
+def _freeze(backbone: Any, study: Study, stages: tuple[Stage, ...]) -> None:
+    """Freeze all stages but the last ``k``."""
+    if study.training.train == "all":
+        return
+    trained = width(study.training.train, len(stages))
+    if trained >= len(stages):
         raise StudyError(
-            f"{study.backbone.name} has {stages} stages; training the last {trained} of them "
+            f"{study.backbone.name} has {len(stages)} stages; training the last {trained} of them "
             "would freeze nothing.",
-            remedy=f"Use training.train = 'all', or last:k with k from 1 to {stages - 1}.",
+            remedy=f"Use training.train = 'all', or last:k with k from 1 to {len(stages) - 1}.",
         )
-    frozen = sorted(parameters)[: stages - trained]
+    frozen = stages[: len(stages) - trained]
     # Parameters first: freezing a module turns those of its batch norm into buffers.
     for stage in frozen:
-        for name in parameters[stage]:
+        for name in stage.parameters:
             backbone.get_parameter(name).requires_grad_(requires_grad=False)
-    freeze(backbone, [name for stage in frozen for name in modules.get(stage, [])])
+    freeze(backbone, [name for stage in frozen for name in stage.modules])
 
 
 def _check_frozen(backbone: nn.Module, study: Study) -> None:
@@ -158,4 +292,15 @@ def _check_frozen(backbone: nn.Module, study: Study) -> None:
             f"{study.backbone.name} has {len(living)} layers of {kinds} that cannot be frozen.",
             remedy="Use training.train = 'all' and normalisation = 'average' or 'local', or "
             "another backbone.",
+        )
+
+
+def _check_adapted(backbone: nn.Module, study: Study) -> None:
+    """Refuse to re-estimate the statistics of batch normalisation where none lives."""
+    if study.evaluation.adapted and not any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        raise StudyError(
+            f"{study.backbone.name} has no batch normalisation whose statistics could be those of "
+            "the images at hand.",
+            remedy="Leave evaluation.normalisation out, or take a backbone with batch "
+            "normalisation that is not frozen.",
         )

@@ -5,17 +5,21 @@ Each key is documented in ``docs/study.md``; a test holds the two together.
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
-from common import study_faults
+from common import federation, study_faults, training
+from common.backbones import MOST_MEMBERS, Backbone, Member
 from common.errors import StudyError
+from common.faults import Fault
+from common.federation import Federation
 from common.files import canonical_json, read_toml, sha256_of
 from common.imaging import Augmentation, Modality, Preparation, Slices, Window
 from common.section import Positive, Section, Share
-from common.study_faults import Fault
+from common.training import Training
 
 STUDY_FORMAT = 1
 """Version of the study file; part of every digest."""
@@ -28,31 +32,6 @@ def _slug(value: str) -> str:
 
 
 Slug = Annotated[str, AfterValidator(_slug)]
-
-
-class Backbone(Section):
-    """The network that all tasks share, and where its weights begin."""
-
-    name: Annotated[str, Field(min_length=1)]
-    """Any classifier that timm knows."""
-    weights: Annotated[str, Field(min_length=1)] = "pretrained"
-    """``pretrained`` (through timm), ``none`` (random) or the path of a safetensors file."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """What the weights file must be, byte for byte."""
-    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
-    """Height and width of the network's input, in pixels."""
-    normalisation: Literal["average", "local", "frozen"] = "average"
-    """What happens to batch normalisation: averaged like any weight, kept at each site (FedBN),
-    or frozen at the initial values."""
-    mean: tuple[float, float, float] | None = None
-    """Mean of each colour channel that the weights expect; the backbone's own by default."""
-    std: tuple[Positive, Positive, Positive] | None = None
-    """Standard deviation of each colour channel; the backbone's own by default."""
-
-    @property
-    def weights_file(self) -> Path | None:
-        """The safetensors file of the initial weights, if there is one."""
-        return None if self.weights in ("pretrained", "none") else Path(self.weights)
 
 
 class Task(Section):
@@ -91,24 +70,6 @@ _LATER = {
     "augmentation": None,
 }
 """Keys of a task that the first studies did not have, with their defaults."""
-
-
-class Training(Section):
-    """What a site does with its own images in one round."""
-
-    local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
-    batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
-    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adamw"
-    head_lr: Positive = 1e-3
-    backbone_lr: Positive = 1e-4
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-2
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
-    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
-    """Focusing exponent of the focal loss (Lin et al. 2017); 0 is cross-entropy."""
-    train: Annotated[str, Field(pattern="^(all|head|last:[1-9][0-9]?)$")] = "all"
-    """``all`` layers, the ``head`` alone, or the ``last:k`` stages with the head."""
-    clip_norm: Positive | None = None
-    """Bound on the gradient's L2 norm at each step."""
 
 
 class Privacy(Section):
@@ -156,12 +117,29 @@ class CentralPrivacy(Section):
 
 
 class Evaluation(Section):
-    """What the sites measure of the final model beyond its metrics."""
+    """How the sites measure the model, and what they measure of the final one beyond metrics."""
 
     attention: Literal["none", "gradcam", "gradcam++", "hirescam", "layercam", "eigencam"] = "none"
     """How maps are made whose means over test patients a site may report; ``none`` makes none."""
     attention_patients: Annotated[int, Field(ge=1, le=10_000)] = 200
     """Test patients of a task that a site makes maps of, at most."""
+    normalisation: Literal["stored", "adapted"] = "stored"
+    """Whether batch normalisation has its running statistics at evaluation, or those of the very
+    images of a split (Schneider et al. 2020)."""
+
+    @property
+    def adapted(self) -> bool:
+        """Whether batch normalisation is evaluated with the statistics of the images at hand."""
+        return self.normalisation == "adapted"
+
+    def agreed(self) -> dict[str, Any]:
+        """Return what counts for a study's digest; nothing where nothing is asked for."""
+        values = self.model_dump(mode="json")
+        if self.attention == "none":
+            del values["attention"], values["attention_patients"]
+        if not self.adapted:
+            del values["normalisation"]
+        return values
 
 
 class Split(Section):
@@ -171,30 +149,6 @@ class Split(Section):
     test: Share = 0.25
 
 
-class Federation(Section):
-    """How the sites' changes become one model."""
-
-    strategy: str = "fedavg"
-    options: dict[str, float] = Field(default_factory=dict)
-    """Settings of the strategy, by the names in ``STRATEGY_OPTIONS``."""
-    weighting: Literal["patients", "images", "equal"] = "patients"
-    """What a site's change weighs: its training patients, its training images, or the same."""
-    update_dtype: Literal["float32", "float16"] = "float32"
-    """How a site's change travels; ``float16`` halves what a site sends, at 11 bits a number."""
-    update_norm: Positive | None = None
-    """Bound on the L2 norm of a site's change in a round; a longer one is shortened to it."""
-    quorum: Annotated[int, Field(ge=1)] = 2
-    """A round with fewer usable replies is not combined."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the sites that are asked to train in each round."""
-    deadline_s: Positive = 3600.0
-    """Seconds after which a round closes without those who have not answered."""
-
-    def option(self, name: str) -> float:
-        """Return a setting of the strategy: the study's, else the strategy's default."""
-        return self.options.get(name, study_faults.STRATEGY_OPTIONS[self.strategy][name])
-
-
 class Study(Section):
     """One agreed training project."""
 
@@ -202,6 +156,8 @@ class Study(Section):
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     backbone: Backbone
+    ensemble: Annotated[list[Member], Field(max_length=MOST_MEMBERS)] = Field(default_factory=list)
+    """Networks that are trained side by side and vote; left out, there is the backbone alone."""
     tasks: Annotated[dict[Slug, Task], Field(min_length=1)]
     training: Training = Training()
     split: Split = Split()
@@ -237,12 +193,43 @@ class Study(Section):
         """
         remedy = "Give the path of a TOML file; docs/study.md describes one."
         values = read_toml(path, StudyError, remedy=remedy)
-        study = cls.parse(values)
-        file = study.backbone.weights_file
-        if file is None or file.is_absolute():
-            return study
-        backbone = study.backbone.model_copy(update={"weights": str(path.parent / file)})
-        return study.model_copy(update={"backbone": backbone})
+        return cls.parse(values).with_files(lambda file: path.parent / file)
+
+    @property
+    def members(self) -> tuple[Self, ...]:
+        """The study of each member of the ensemble by itself; without one, the study alone."""
+        return tuple(
+            self.model_copy(
+                update={
+                    "backbone": member.backbone(self.backbone),
+                    "seed": member.seed_at(number, self.seed),
+                    "ensemble": [],
+                }
+            )
+            for number, member in enumerate(self.ensemble)
+        ) or (self,)
+
+    @property
+    def network(self) -> str:
+        """What the network is called: its backbone, or those of the ensemble."""
+        names = ", ".join(member.backbone.name for member in self.members)
+        return f"ensemble of {names}" if self.ensemble else names
+
+    def with_files(self, moved: Callable[[Path], Path]) -> Self:
+        """Return the study with other paths of its weights files.
+
+        Args:
+            moved: From the path of a file to the new one.
+        """
+
+        def at(section: Backbone | Member) -> Backbone | Member:
+            weights = section.weights
+            if weights is None or weights in ("pretrained", "none"):
+                return section
+            return section.model_copy(update={"weights": str(moved(Path(weights)))})
+
+        members = [at(member) for member in self.ensemble]
+        return self.model_copy(update={"backbone": at(self.backbone), "ensemble": members})
 
     def digest(self) -> str:
         """Return a SHA-256 that is the same on every machine that holds the same study.
@@ -259,16 +246,18 @@ class Study(Section):
         Raises:
             StudyError: The digests differ.
         """
-        file, expected = self.backbone.weights_file, self.backbone.sha256
-        if file is None or expected is None or not file.is_file():
-            return
-        if (found := sha256_of(file)) != expected:
-            fault = Fault(
-                "backbone.sha256",
-                f"{file} has the SHA-256 {found}",
-                "get the file that the study means, or correct the digest",
-            )
-            raise _refusal([fault])
+        faults = []
+        for number, member in enumerate(self.members):
+            file, expected = member.backbone.weights_file, member.backbone.sha256
+            if file is None or expected is None or not file.is_file():
+                continue
+            if (found := sha256_of(file)) != expected:
+                what = f"{file} has the SHA-256 {found}"
+                remedy = "get the file that the study means, or correct the digest"
+                where = f"ensemble.{number}.sha256" if self.ensemble else "backbone.sha256"
+                faults.append(Fault(where, what, remedy))
+        if faults:
+            raise _refusal(faults)
 
     def wire(self) -> str:
         """Return the study as JSON, for an order; the folder of a weights file stays here."""
@@ -276,18 +265,24 @@ class Study(Section):
 
     def _agreed(self) -> dict[str, Any]:
         """Return all that the parties agree on, every default written out."""
-        values = self.model_dump(mode="json")
-        federation, file = self.federation, self.backbone.weights_file
-        defaults = study_faults.STRATEGY_OPTIONS[federation.strategy]
-        values["federation"]["options"] = {**defaults, **federation.options}
-        if file is not None:
-            values["backbone"]["weights"] = file.name
+        named = self.with_files(lambda file: Path(file.name))
+        values = named.model_dump(mode="json")
+        values["ensemble"] = [
+            member.backbone.model_dump(include={"name", "weights", "sha256"})
+            | {"seed": member.seed}
+            for member in named.members
+        ]
+        if not self.ensemble:
+            del values["ensemble"]
         # A study without one of these keeps the digest of before there was any.
+        values["training"] = training.agreed(self.training)
+        values["federation"] = federation.agreed(self.federation)
         for task in values["tasks"].values():
             for key, default in _LATER.items():
                 if task[key] == default:
                     del task[key]
-        if self.evaluation.attention == "none":
+        values["evaluation"] = self.evaluation.agreed()
+        if not values["evaluation"]:
             del values["evaluation"]
         if self.privacy is None:
             del values["privacy"]
@@ -295,8 +290,6 @@ class Study(Section):
             del values["privacy"]["spare_rounds"]
         if self.central_privacy is None:
             del values["central_privacy"]
-        if federation.update_norm is None:
-            del values["federation"]["update_norm"]
         return values
 
 

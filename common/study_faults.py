@@ -3,10 +3,15 @@
 import difflib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from common.backbones import values_of_members
+from common.ensemble_faults import at_member, ensemble_faults
+from common.faults import Fault, table
+from common.training_faults import ending_faults, training_faults
 
 STRATEGY_OPTIONS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {},
@@ -45,18 +50,6 @@ _LEAST_SITES = {"fedmedian": 3, "fedtrimmedavg": 3, "krum": 3}
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Fault(NamedTuple):
-    """One thing that is wrong: at which key, what, and what to do about it."""
-
-    where: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        stop = "" if self.remedy.endswith("?") else "."
-        return f"{self.where}: {self.what}; {self.remedy}{stop}"
-
-
 def validated(model: type[Model], values: dict[str, Any]) -> tuple[Model | None, list[Fault]]:
     """Return the checked model, or None, and every fault of ``values``.
 
@@ -70,7 +63,7 @@ def validated(model: type[Model], values: dict[str, Any]) -> tuple[Model | None,
     except ValidationError as error:
         faults += [_fault(model, detail) for detail in error.errors(include_url=False)]
     found = {fault.where for fault in faults}
-    faults += [fault for fault in _combinations(values) if fault.where not in found]
+    faults += [fault for fault in _all_combinations(values) if fault.where not in found]
     return checked, faults
 
 
@@ -111,21 +104,31 @@ def _section_of(annotation: Any) -> Any:
     return inner[0] if inner else annotation
 
 
+def _all_combinations(values: dict[str, Any]) -> Iterator[Fault]:
+    """Yield what ``_combinations`` finds in the study, or in that of each member of an ensemble."""
+    members = enumerate(values_of_members(values))
+    found = [at_member(f, values, n) for n, alone in members for f in _combinations(alone)]
+    yield from dict.fromkeys(found)  # what is wrong with each member alike is told once
+    yield from ensemble_faults(values)
+
+
 def _combinations(values: dict[str, Any]) -> Iterator[Fault]:
     """Yield what no single key shows to be wrong."""
-    tasks = _table(values, "tasks")
+    tasks = table(values, "tasks")
     for name, task in tasks.items():
         if isinstance(task, dict):
             yield from _task_faults(f"tasks.{name}", task)
     yield from _backbone_faults(values)
-    yield from _strategy_faults(_table(values, "federation"))
-    bounded = _table(values, "training").get("clip_norm") is not None
+    yield from _strategy_faults(table(values, "federation"))
+    yield from training_faults(values)
+    yield from ending_faults(values)
+    bounded = table(values, "training").get("clip_norm") is not None
     if bounded and isinstance(values.get("privacy"), dict):
         remedy = "leave it out: privacy.clip_norm bounds the gradient of each patient"
         yield Fault("training.clip_norm", "a study with privacy bounds gradients twice", remedy)
     if isinstance(values.get("central_privacy"), dict):
-        yield from _central_faults(values["central_privacy"], _table(values, "federation"))
-    split = _table(values, "split")
+        yield from _central_faults(values["central_privacy"], table(values, "federation"))
+    split = table(values, "split")
     shares = [split.get("validation", 0.15), split.get("test", 0.25)]
     if all(isinstance(share, int | float) for share in shares) and sum(shares) >= 1:
         yield Fault("split", "validation and test leave nothing to train on", "make them smaller")
@@ -148,7 +151,7 @@ def _task_faults(where: str, task: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _backbone_faults(values: dict[str, Any]) -> Iterator[Fault]:
-    backbone = _table(values, "backbone")
+    backbone = table(values, "backbone")
     weights = backbone.get("weights", "pretrained")
     if not isinstance(weights, str):
         return
@@ -160,7 +163,7 @@ def _backbone_faults(values: dict[str, Any]) -> Iterator[Fault]:
         yield Fault("backbone.sha256", "there is no weights file to compare with", remedy)
     if weights != "none":
         return
-    train = _table(values, "training").get("train", "all")
+    train = table(values, "training").get("train", "all")
     if train != "all":
         remedy = "use pretrained weights, or train = 'all'"
         yield Fault("training.train", "a random backbone would stay frozen at random", remedy)
@@ -225,8 +228,3 @@ def _option_faults(strategy: str, option: str, value: Any) -> Iterator[Fault]:
         yield Fault(where, f"{value} is out of range", remedy)
     elif option == "num_malicious_nodes" and value != int(value):
         yield Fault(where, f"{value} is no number of sites", "use a whole number")
-
-
-def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
-    table = values.get(key)
-    return table if isinstance(table, dict) else {}

@@ -7,7 +7,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.arrays import Array, Arrays
-from common.layout import SHARED, STATISTICS, Layout, head_group
+from common.layout import DISCRIMINATOR, SHARED, SITES, STATISTICS, Layout, head_group
 from common.models import FederatedModel
 from common.study import Study
 
@@ -18,18 +18,23 @@ def layout_of(model: FederatedModel, study: Study) -> Layout:
     normalisation = set(_batch_norm_entries(model))
     statistics = normalisation - {name for name, _ in model.named_parameters()}
     local = normalisation if study.backbone.normalisation == "local" else set()
+    if study.federation.personal == "head":
+        local |= {name for name in trained if name.startswith("heads.")}
     travelling = (trained | normalisation) - local
     state = list(model.state_dict())
     groups = {
         SHARED: _under("backbone.", state, travelling - statistics),
         STATISTICS: _under("backbone.", state, travelling & statistics),
     }
+    if study.training.aligns:
+        groups[SITES] = _under(DISCRIMINATOR, state, travelling)
     for task in study.tasks:
         groups[head_group(task)] = _under(f"heads.{task}.", state, travelling)
     return Layout(
         groups=groups,
         local=tuple(name for name in state if name in local),
         base=tuple(name for name in state if name not in travelling | local),
+        initial=(*groups[SHARED], *groups[STATISTICS]) if study.training.stays_near else (),
     )
 
 
@@ -45,15 +50,25 @@ def put(model: FederatedModel, arrays: Arrays) -> None:
     Raises:
         ValueError: A name is unknown, or a shape or dtype differs; nothing is changed then.
     """
+    check_fit(model, arrays)
     state = model.state_dict()
-    # Each array is looked at by itself, twice: one that came in pieces is joined anew each time,
-    # and all of them at once would be a second model in memory.
-    wrong = [name for name in arrays if not _fits(state.get(name), arrays[name])]
-    if wrong:
-        raise ValueError(f"arrays that do not fit the network: {', '.join(wrong)}")
     with torch.no_grad():
         for name in arrays:
             state[name].copy_(torch.from_numpy(np.array(arrays[name])))
+
+
+def check_fit(model: FederatedModel, arrays: Arrays) -> None:
+    """Refuse arrays that have no place in the network.
+
+    Raises:
+        ValueError: A name is unknown, or a shape or dtype differs; all such names are listed.
+    """
+    state = model.state_dict()
+    # Each array is looked at by itself, here and in ``put``: one that came in pieces is joined anew
+    # each time, and all of them at once would be a second model in memory.
+    wrong = [name for name in arrays if not _fits(state.get(name), arrays[name])]
+    if wrong:
+        raise ValueError(f"arrays that do not fit the network: {', '.join(wrong)}")
 
 
 def _fits(target: torch.Tensor | None, value: Array) -> bool:

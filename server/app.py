@@ -15,7 +15,7 @@ from common.errors import QuorumError, RarefedError, TaskWithoutSiteError
 from common.file_lock import locked
 from common.seals import Sealer, load_order_key
 from common.study import Study
-from server.checkpoint import load_layout
+from server.checkpoint import find_checkpoint, load_layout
 from server.config import ServerConfig
 from server.history import RoundRecord
 from server.register import load_sites
@@ -41,7 +41,7 @@ def main(grid: Grid, context: Context) -> None:
     with locked(folder.run_lock):  # the process of an earlier run may still be ending
         folder.change_state("enrolling")
         try:
-            _run(study, grid, config, folder)
+            stopped = _run(study, grid, config, folder)
         except (QuorumError, TaskWithoutSiteError) as error:
             folder.change_state("paused", str(error))
         except RarefedError as error:
@@ -49,15 +49,19 @@ def main(grid: Grid, context: Context) -> None:
             folder.change_state("failed", str(error))
             raise
         else:
-            folder.change_state("finished")
+            folder.change_state("finished", stopped)
 
 
-def _run(study: Study, grid: Grid, config: ServerConfig, folder: StudyFolder) -> None:
+def _run(study: Study, grid: Grid, config: ServerConfig, folder: StudyFolder) -> str:
+    """Run the rounds that are left; return why they ended before their number, if they did."""
+    done = find_checkpoint(folder.path, study).round
+
     def watch(record: RoundRecord) -> None:
-        done = record.round if record.combined else record.model_round
+        nonlocal done
+        done = record.round if record.combined else done
         folder.write_progress("running", done, study.rounds, sites=record.answered)
 
-    run_study(
+    outcome = run_study(
         study,
         grid,
         load_layout(folder.path),
@@ -67,3 +71,4 @@ def _run(study: Study, grid: Grid, config: ServerConfig, folder: StudyFolder) ->
         timing=DEPLOYED,
         sealer=Sealer(load_order_key(config.order_key.read_bytes())),
     )
+    return outcome.records[-1].stopped

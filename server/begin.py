@@ -9,7 +9,7 @@ from pathlib import Path
 from common.study import Study
 from common.weights import layout_of, take
 from server.central_privacy import check_layout
-from server.checkpoint import save_layout
+from server.checkpoint import save_initial, save_layout
 from server.initial_weights import initial_model
 from server.rounds import begin_study
 
@@ -28,4 +28,6 @@ def begin(study: Study, folder: Path) -> None:
     layout = layout_of(model, study)
     check_layout(study, layout)
     save_layout(folder, layout)
-    begin_study(study, take(model, model.state_dict()), folder)
+    arrays = take(model, model.state_dict())
+    save_initial(folder, arrays, layout)  # first: with the model the study has begun
+    begin_study(study, arrays, folder)

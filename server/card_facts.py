@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.backbones import Backbone
 from common.held_out import HELD_OUT
 from common.spread import spread
 from common.study import Study
@@ -33,6 +34,9 @@ def facts_of(study: Study, records: Sequence[RoundRecord], number: int) -> dict[
     """
     measured = next((record for record in reversed(records) if record.tasks), None)
     same = measured is not None and measured.model_round == number
+    # Thresholds are of what was measured: heads, or normalisation to the images of a split, that
+    # the model at hand does not have.
+    alike = study.federation.personal == "none" and not study.evaluation.adapted
     return {
         "notice": NOTICE,
         "training": _training(study, records),
@@ -42,8 +46,11 @@ def facts_of(study: Study, records: Sequence[RoundRecord], number: int) -> dict[
         "figures": measured.tasks if measured else {},
         # The figures of a line are of the model that arrived in that round.
         "measured_round": measured.model_round if measured else None,
+        "model_round": number,
+        "averaged": list(measured.averaged) if measured and same else [],
+        "stopped": records[-1].stopped if records else "",
         # A threshold is good for the very model that it was chosen with.
-        "operating": operating_of(study, measured) if measured and same else {},
+        "operating": operating_of(study, measured) if measured and same and alike else {},
         "spread": _spread(measured.tasks) if measured else {},
         "privacy": privacy_of(study, records),
         "weights": weights_of(study),
@@ -97,8 +104,24 @@ def privacy_of(study: Study, records: Sequence[RoundRecord]) -> dict[str, Any]:
 
 
 def weights_of(study: Study) -> dict[str, Any]:
-    """Return where the backbone's weights began, and under which licence, as far as is known."""
-    backbone = study.backbone
+    """Return where the backbone's weights began, and under which licence, as far as is known.
+
+    Of an ensemble, a word of each member stands behind that of the one before.
+    """
+    if not study.ensemble:
+        return _weights_of(study.backbone)
+    found = [_weights_of(member.backbone) for member in study.members]
+    named = [
+        f"{m.backbone.name}: {one['source']}" for m, one in zip(study.members, found, strict=True)
+    ]
+    told: dict[str, Any] = {"source": "; ".join(named)}
+    for key in ("sha256", "licence"):
+        known = [one[key] or "not known" for one in found]
+        told[key] = "; ".join(known) if any(one[key] for one in found) else None
+    return told
+
+
+def _weights_of(backbone: Backbone) -> dict[str, Any]:
     if backbone.weights == "none":
         return {"source": "random numbers", "sha256": None, "licence": None}
     if backbone.weights_file is not None:
@@ -121,6 +144,7 @@ def _training(study: Study, records: Sequence[RoundRecord]) -> dict[str, Any]:
         "strategy": study.federation.strategy,
         "weighting": study.federation.weighting,
         "normalisation": study.backbone.normalisation,
+        "personal": study.federation.personal,
         **study.training.model_dump(mode="json"),
         "seconds": round(sum(record.seconds.get("total", 0.0) for record in records), 1),
     }

@@ -18,11 +18,13 @@ from common import safetensors_form
 from common.arrays import Array, Arrays
 from common.errors import OutputError
 from common.files import canonical_json, replacing, write_json
-from common.layout import Layout
+from common.layout import Layout, arrays_sent_once
 from common.study import Study
 
 MODEL = "model.safetensors"
 LAYOUT = "layout.json"
+INITIAL = "initial.safetensors"
+"""What each site is sent once, of a study whose model does not keep all of it."""
 NOTES = "rarefed"
 """Entry of the file's header that holds the notes, as JSON."""
 
@@ -42,6 +44,15 @@ class Checkpoint(NamedTuple):
     members: tuple[str, ...]
     """The sites of the last round that is done."""
     states: States
+    model_round: int
+    """The round after which the model was as it lies there; an earlier one than ``round`` where
+    the study ends with its best."""
+    has_ended: bool = False
+    """The model is the one that the study ends with."""
+    averaged: tuple[int, ...] = ()
+    """Rounds whose models were averaged into it."""
+    places: tuple[str, ...] = ()
+    """The sites in the order in which they joined, of a study that numbers them."""
 
 
 class StoredArrays(Mapping[str, Array]):
@@ -105,6 +116,12 @@ def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
     return path
 
 
+def _clear(folder: Path) -> None:
+    """Remove the half-written files of a coordinator that was killed as it wrote."""
+    for rest in folder.glob(".*.safetensors.*"):
+        rest.unlink(missing_ok=True)
+
+
 def _write(path: Path, arrays: Arrays, notes: Mapping[str, str]) -> None:
     try:
         header = {NOTES: canonical_json(dict(notes)).decode()}
@@ -123,6 +140,7 @@ def save_round(
     study: Study,
     number: int,
     members: tuple[str, ...] = (),
+    places: tuple[str, ...] = (),
 ) -> Path:
     """Write down that a round is done; from then on a restart goes on after it.
 
@@ -133,6 +151,7 @@ def save_round(
         study: Whose round it is.
         number: The round; 0 for the initial arrays.
         members: The sites that take part.
+        places: All sites that ever took part, in the order of their numbers, if they have some.
 
     Returns:
         The model's file.
@@ -140,8 +159,7 @@ def save_round(
     Raises:
         OutputError: The folder cannot be written.
     """
-    for rest in folder.glob(".*.safetensors.*"):  # of a coordinator that was killed as it wrote
-        rest.unlink(missing_ok=True)
+    _clear(folder)
     flat = {f"{g}{_SEPARATOR}{n}": state[n] for g, state in states.items() for n in state}
     carried = f"strategies-{number}.safetensors" if flat else ""
     if carried:
@@ -153,11 +171,63 @@ def save_round(
         "members": json.dumps(list(members)),
         "strategies": carried,
     }
+    if places:
+        notes["places"] = json.dumps(list(places))
     path = save_model(folder, arrays, notes)
     for old in folder.glob("strategies-*.safetensors"):
         if old.name != carried:
             old.unlink(missing_ok=True)
     return path
+
+
+def save_ending(
+    folder: Path, arrays: Arrays, *, model_round: int, averaged: tuple[int, ...] = ()
+) -> None:
+    """Put the model that the study ends with in place of the last round's; no round follows.
+
+    Args:
+        folder: The study's folder.
+        arrays: Every array of the network's state.
+        model_round: The round after which it was so.
+        averaged: Rounds whose models were averaged into it.
+
+    Raises:
+        OutputError: The folder cannot be written, or the last round's model cannot be read.
+    """
+    _clear(folder)
+    ending = {"model_round": str(model_round), "averaged": json.dumps(list(averaged))}
+    save_model(folder, arrays, _read_notes(folder / MODEL) | ending)
+
+
+def save_initial(folder: Path, arrays: Arrays, layout: Layout) -> None:
+    """Write down what each site is sent once, where the model of a later round lacks some of it.
+
+    A study that has begun stays as it is.
+
+    Args:
+        folder: The study's folder.
+        arrays: Every array of the network's state at the study's beginning.
+        layout: How they are divided.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    if layout.initial and not has_begun(folder):
+        _write(folder / INITIAL, arrays_sent_once(arrays, layout), {})
+
+
+def stored_base(folder: Path, model: Path, layout: Layout) -> StoredArrays:
+    """Return what each site is sent once, under the names that it is sent by.
+
+    Args:
+        folder: The study's folder.
+        model: The model of a round.
+        layout: How the network's arrays are divided.
+
+    Raises:
+        OutputError: A file cannot be read.
+    """
+    return StoredArrays(folder / INITIAL if layout.initial else model, layout.names_sent_once)
 
 
 def save_layout(folder: Path, layout: Layout) -> None:
@@ -199,19 +269,44 @@ def find_checkpoint(folder: Path, study: Study) -> Checkpoint:
         OutputError: The folder holds no study or another one, or its files cannot be read.
     """
     path = folder / MODEL
+    notes = _read_notes(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            notes = json.loads((file.metadata() or {})[NOTES])
         name, digest, carried = notes["study"], notes["study_digest"], notes["strategies"]
         number, members = int(notes["round"]), tuple(json.loads(notes["members"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        ending = int(notes.get("model_round", number)), "model_round" in notes
+        averaged = tuple(json.loads(notes.get("averaged", "[]")))
+        places = tuple(json.loads(notes.get("places", "[]")))
+    except (KeyError, TypeError, ValueError) as error:
         raise _not_readable(path, error) from error
     if digest != study.digest():
         raise OutputError(
             f"{folder} holds another study, {name}, or another version of this one.",
             remedy="Give each study a folder of its own.",
         )
-    return Checkpoint(number, path, members, _read_states(folder / carried) if carried else {})
+    states = _read_states(folder / carried) if carried else {}
+    return Checkpoint(number, path, members, states, *ending, averaged, places)
+
+
+def model_round_of(path: Path) -> int:
+    """Return the round after which the model of a file was so.
+
+    Raises:
+        OutputError: The file cannot be read.
+    """
+    notes = _read_notes(path)
+    try:
+        return int(notes.get("model_round", notes["round"]))
+    except (KeyError, ValueError) as error:
+        raise _not_readable(path, error) from error
+
+
+def _read_notes(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            notes: dict[str, str] = json.loads((file.metadata() or {})[NOTES])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _not_readable(path, error) from error
+    return notes
 
 
 def _read_states(path: Path) -> dict[str, dict[str, Array]]:

@@ -44,7 +44,7 @@ def check(
     with err.status("building the network"):
         start = initial_model(agreed)
     layout = layout_of(start.model, agreed)
-    parts = {**layout.groups, "sent once": layout.sent_once}
+    parts = {**layout.groups, "sent once": (*layout.sent_once, *layout.initial)}
     found = {
         "study": agreed.name,
         "digest": agreed.digest(),

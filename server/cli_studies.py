@@ -168,12 +168,13 @@ def _check_weights(study: "Study") -> None:
     """Refuse a missing file before torch is loaded and before there is a folder."""
     from common.errors import WeightsError
 
-    file = study.backbone.weights_file
-    if file is not None and not file.is_file():
-        raise WeightsError(
-            f"There is no weights file {file}.",
-            remedy="Correct backbone.weights in the study file; a relative path counts from it.",
-        )
+    for member in study.members:
+        file = member.backbone.weights_file
+        if file is not None and not file.is_file():
+            raise WeightsError(
+                f"There is no weights file {file}.",
+                remedy="Correct the weights in the study file; a relative path counts from it.",
+            )
     study.check_weights_file()
 
 
@@ -206,6 +207,8 @@ def _follow(
         typer.echo(json.dumps({"study": found.study_id, **asdict(progress)}))
     else:
         _say(f"{found.study_id}: {progress.state}, round {progress.round} of {progress.rounds}.")
+        if progress.why:
+            _say(progress.why)
 
 
 def _sites(config: "ServerConfig") -> dict[str, list[str]] | None:

@@ -11,9 +11,10 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from common.addresses import Address, Host, split_address
 from common.errors import MissingFolderError, OutputError, ServiceError
+from common.faults import Fault
 from common.files import read_toml, write_atomic
 from common.study import Slug
-from common.study_faults import Fault, validated
+from common.study_faults import validated
 from server import certificates, staging
 from server.folder import Folder
 

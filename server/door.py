@@ -1,7 +1,7 @@
 """Who takes part: each site declares itself before its first round."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import ReplyError
@@ -29,9 +29,13 @@ class Door:
     """Sites that have declared themselves and that no round has taken up yet."""
     refused: dict[str, str] = field(default_factory=dict)
     """Why a site that answered does not take part, by site."""
+    places: list[str] = field(default_factory=list)
+    """All sites that ever took part, in the order in which they joined, where the study numbers
+    them: it tells no more of them apart than it says."""
     _asked: dict[int, float] = field(default_factory=dict)
     """When a node was last asked to declare itself."""
     _names: dict[int, str] = field(default_factory=dict)
+    _let_in: set[str] = field(default_factory=set)
     _inside: set[int] = field(default_factory=set)
     """Nodes that have joined; they are not asked again, whether or not a round asks them."""
 
@@ -82,11 +86,24 @@ class Door:
             self.refused[who] = "it answers for another study"
         elif not reply.declaration.tasks:
             self.refused[who] = "it has none of the study's tasks"
+        elif self._is_full_for(reply.site):
+            self.refused[who] = "the study tells no more sites apart (training.adversarial_sites)"
         else:
             self.refused.pop(who, None)
             declared = reply.declaration
             self.joined.append(Member(node, reply.site, declared, declared.base))
             self._inside.add(node)
+            self._let_in.add(reply.site)
+
+    def _is_full_for(self, site: str) -> bool:
+        """Say whether a study that has begun has no number left for a site."""
+        most, known = self.study.training.adversarial_sites, {*self.places, *self._let_in}
+        return most is not None and bool(self.places) and site not in known and len(known) >= most
+
+    def give_places(self, members: Sequence[Member]) -> None:
+        """Number those sites that have no number yet, where the study numbers its sites."""
+        if self.study.training.aligns:
+            self.places += sorted({member.name for member in members} - set(self.places))
 
     def ask_again(self, node: int) -> None:
         """Have a site declare itself anew, as what it answers is not what it had declared."""
@@ -135,6 +152,7 @@ def enrol(door: Door, sites: int) -> list[Member]:
             break
         door.mail.wait()
     check_roster(door.study, members, door.refused)
+    door.give_places(members)
     return sorted(members, key=lambda member: member.name)
 
 

@@ -110,6 +110,7 @@ def gather(
     while True:
         newcomers = door.newcomers()
         record.joined += [member.name for member in newcomers]
+        door.give_places(newcomers)
         members = joined(members, newcomers)
         present = door.mail.present()
         here = [member for member in members if member.node_id in present]

@@ -4,16 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from common.arrays import digest
 from common.errors import FederationError, OutputError
-from common.files import sha256_of, write_atomic, write_json
+from common.files import replacing, sha256_of, write_atomic, write_json
+from common.layout import without_discriminator
 from common.study import Study
 from common.versions import PROTOCOL, software_version
 from server import history
 from server.card_facts import NOTICE, facts_of
-from server.checkpoint import MODEL
+from server.checkpoint import MODEL, model_round_of
 from server.history import HISTORY
 from server.model_card import MODEL_CARD, markdown
 from server.studies import StudyFolder, toml_text
@@ -21,10 +23,10 @@ from server.studies import StudyFolder, toml_text
 CARD = "card.json"
 
 _README = """\
-# {study}: the model after {round} of {rounds} rounds
+# {study}: the model after {model_round} of {rounds} rounds
 
-`{model}` (SHA-256 {sha256}) holds every array of the network {backbone}, with a head for each of
-the tasks {tasks}. Safetensors: open it with any library that reads the format.
+`{model}` (SHA-256 {sha256}) holds every array of the network {backbone}, {heads}. Safetensors: open
+it with any library that reads the format.
 
 - `study.toml`: what the sites agreed on (digest {digest}).
 - `history.jsonl`: one line a round: who answered, how the arriving model did on held-out patients.
@@ -54,7 +56,7 @@ def export(
     Raises:
         FederationError: The study has no model yet.
         OutputError: The folder is not empty, or cannot be written; or ONNX cannot be written, and
-            the folder has everything else then.
+            the folder has everything else then, unless it is for want of heads.
         WeightsError: The images are none, or the model does not fit the study's network.
     """
     study = Study.load(folder.study_file)
@@ -64,17 +66,17 @@ def export(
             remedy="Wait until it runs: rarefed-server status",
         )
     if onnx:
+        _check_heads(study)
         from server.onnx_export import check_packages  # noqa: PLC0415 - torch: several seconds
 
         check_packages()
     try:
         _make_empty(out)
-        shutil.copyfile(folder.path / MODEL, out / MODEL)
+        _hand_on(folder.path / MODEL, out / MODEL, study)
         if (folder.path / HISTORY).is_file():
             shutil.copyfile(folder.path / HISTORY, out / HISTORY)
-        weights = study.backbone.weights_file
         # The folder of the weights is the coordinator's own affair.
-        text = toml_text(study, None if weights is None else weights.name)
+        text = toml_text(study.with_files(lambda file: Path(file.name)))
         write_atomic(out / "study.toml", text.encode())
         card = _card(folder, study, out)
         _write_cards(card, study, out)
@@ -86,6 +88,35 @@ def export(
             f"Cannot write {out}: {error.strerror}.", remedy="Give a folder that can be written."
         ) from error
     return card
+
+
+def _check_heads(study: Study) -> None:
+    """Refuse ONNX, which has the logits of every task, where each site keeps its own heads.
+
+    Raises:
+        OutputError: It does.
+    """
+    if study.federation.personal == "head":
+        raise OutputError(
+            f"The heads of {study.name} stay at its sites; what they share gives no logits.",
+            remedy="Export without --onnx: the backbone, as weights for another study.",
+        )
+
+
+def _hand_on(source: Path, target: Path, study: Study) -> None:
+    """Copy the model; without what tells the sites apart, which training alone needs.
+
+    Where each site keeps its own heads it has none: the initial ones remain.
+    """
+    personal = study.federation.personal == "head"
+    if not personal and not study.training.aligns:
+        shutil.copyfile(source, target)
+        return
+    arrays = without_discriminator(load_file(source))
+    if personal:
+        arrays = {name: v for name, v in arrays.items() if not name.startswith("heads.")}
+    with safe_open(source, framework="numpy") as opened, replacing(target) as temporary:
+        save_file(arrays, temporary, metadata=opened.metadata())
 
 
 def _write_cards(card: dict[str, Any], study: Study, out: Path) -> None:
@@ -125,15 +156,18 @@ def _card(folder: StudyFolder, study: Study, out: Path) -> dict[str, Any]:
         "sha256": sha256_of(out / MODEL),
         # What a prediction names: it stays the same however the file is written.
         "arrays_sha256": digest(load_file(out / MODEL)),
-        "backbone": study.backbone.name,
+        "backbone": study.network,
         "image_size": study.backbone.image_size,
         "tasks": {name: task.model_dump(mode="json") for name, task in study.tasks.items()},
         "software": software_version(),
         "protocol": PROTOCOL,
-        **facts_of(study, history.load(out), progress.round),
+        **facts_of(study, history.load(out), model_round_of(out / MODEL)),
     }
 
 
 def _readme(card: dict[str, Any], study: Study) -> str:
-    listed = {"tasks": ", ".join(study.tasks), "sites": ", ".join(card["sites"]) or "none"}
-    return _README.format(**{**card, **listed, "notice": NOTICE})
+    tasks, sites = ", ".join(study.tasks), ", ".join(card["sites"]) or "none"
+    heads = f"with a head for each of the tasks {tasks}"
+    if study.federation.personal == "head":
+        heads = f"without heads: each site keeps its own for the tasks {tasks}"
+    return _README.format(**{**card, "heads": heads, "sites": sites, "notice": NOTICE})

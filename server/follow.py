@@ -117,6 +117,8 @@ def with_interval(value: float, ends: list[float] | None) -> str:
 def described(record: dict[str, Any]) -> str:
     """Return one round in a line: who answered, and how well the arriving model did."""
     name = f"round {record['round']}" if record["trained"] else "final measurement"
+    if record["model_round"] != record["round"] - 1:
+        name += f" (the model of round {record['model_round']}, the best)"
     parts = [f"{name}: {len(record['answered'])} of {len(record['asked'])} sites"]
     missing = {what: ", ".join(sorted(record[what])) for what in ("refused", "silent")}
     parts += [f"{what}: {sites}" for what, sites in missing.items() if sites]

@@ -29,7 +29,7 @@ class RoundRecord:
     """One exchange with the sites: the arriving model was measured, then trained further."""
 
     round: int
-    """1, 2, ...; the last exchange, which only measures, is ``rounds + 1``."""
+    """1, 2, ...; an exchange after the last round only measures."""
     model_round: int
     """Rounds that the measured model had been trained for."""
     trained: bool
@@ -70,6 +70,14 @@ class RoundRecord:
     """Tasks whose patients are not known, by site: there each image counts as one patient."""
     declared: dict[str, Any] = field(default_factory=dict)
     """By site, task and split: ``patients`` and ``images``, exact or rounded as the site states."""
+    score: float | None = None
+    """Validation score of the measured model, the higher the better; see ``server/scores.py``."""
+    lowered: int = 0
+    """How often a schedule ``plateau`` had lowered the learning rates of this round."""
+    averaged: list[int] = field(default_factory=list)
+    """Rounds whose models were averaged into the measured one."""
+    stopped: str = ""
+    """Of an exchange that only measures: why the study ended before its last round, if it did."""
 
 
 def figures(state: MetricState, positive: int | None) -> Figures:

@@ -7,13 +7,13 @@ model hub.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import MissingFolderError, WeightsError
 from common.models import FederatedModel, build_model
@@ -26,13 +26,13 @@ class Start:
 
     model: FederatedModel
     source: str
-    """``pretrained``, ``none`` or the file's name."""
+    """``pretrained``, ``none`` or the file's name; those of an ensemble's members, each once."""
     left_out: tuple[str, ...]
     """Arrays of the source that the network has no place for, such as another head."""
 
 
 def initial_model(study: Study) -> Start:
-    """Build the network of ``study`` and give its backbone the weights that the study names.
+    """Build the network of ``study`` and give its backbones the weights that the study names.
 
     Raises:
         WeightsError: The hub cannot be reached, or the arrays do not fit; every array that is
@@ -41,13 +41,32 @@ def initial_model(study: Study) -> Start:
         UnknownBackboneError: timm knows no such backbone.
     """
     model = build_model(study)
+    study.check_weights_file()
+    begun = [
+        _begin(backbone, member)
+        for backbone, member in zip(model.backbones, study.members, strict=True)
+    ]
+    sources = dict.fromkeys(one.source for one in begun)
+    places = [f"members.{number}." if study.ensemble else "" for number in range(len(begun))]
+    left_out = [
+        place + name for place, one in zip(places, begun, strict=True) for name in one.left_out
+    ]
+    return Start(model, ", ".join(sources), tuple(left_out))
+
+
+class _Begun(NamedTuple):
+    source: str
+    left_out: tuple[str, ...]
+
+
+def _begin(backbone: nn.Module, study: Study) -> _Begun:
+    """Give one backbone its initial weights, and say whence they are and what was left over."""
     file = study.backbone.weights_file
     if study.backbone.weights == "none":
-        return Start(model, "none", ())
+        return _Begun("none", ())
     if file is None:
-        return Start(model, "pretrained", _load(model, _from_hub(study), "timm's weights"))
-    study.check_weights_file()
-    return Start(model, file.name, _load(model, _from_file(file), str(file)))
+        return _Begun("pretrained", _load(backbone, _from_hub(study), "timm's weights"))
+    return _Begun(file.name, _load(backbone, _from_file(file), str(file)))
 
 
 def _from_hub(study: Study) -> dict[str, Tensor]:
@@ -56,6 +75,8 @@ def _from_hub(study: Study) -> dict[str, Tensor]:
     extra: dict[str, Any] = {"img_size": size} if settings and settings.fixed_input_size else {}
     try:
         source = timm.create_model(name, pretrained=True, num_classes=0, **extra)
+    except WeightsError:  # of a network that no hub has
+        raise
     except Exception as error:  # the hub's client raises whatever its transport raises
         raise WeightsError(
             f"timm has no pretrained weights of {name} here, or cannot reach its hub: "
@@ -82,11 +103,11 @@ def _from_file(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _load(model: FederatedModel, source: Mapping[str, Tensor], origin: str) -> tuple[str, ...]:
+def _load(backbone: nn.Module, source: Mapping[str, Tensor], origin: str) -> tuple[str, ...]:
     """Copy the arrays of ``source`` into the backbone; return the names left over."""
     prefix = "backbone." if any(name.startswith("backbone.") for name in source) else ""
     found = {name.removeprefix(prefix): value for name, value in source.items()}
-    target = model.backbone.state_dict()
+    target = backbone.state_dict()
     faults = [
         _fault(name, value, found.get(name))
         for name, value in target.items()

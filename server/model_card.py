@@ -57,13 +57,16 @@ def _details(card: Mapping[str, Any], study: Study) -> str:
     digest = f" with the SHA-256 {weights['sha256']}" if weights["sha256"] else ""
     begun = (
         "random numbers"
-        if study.backbone.weights == "none"
+        if all(member.backbone.weights == "none" for member in study.members)
         else f"{weights['source']}{digest}; licence of these weights: {licence}"
     )
-    onnx = card.get("onnx")
+    onnx, tasks = card.get("onnx"), ", ".join(card["tasks"])
+    own = study.federation.personal == "head"
+    heads = f"without the heads of {tasks}" if own else f"one linear head for each of {tasks}"
+    heads += " in each of them, whose probabilities are averaged" if study.ensemble else ""
     lines = [
         (
-            f"Network: {card['backbone']}, one linear head for each of {', '.join(card['tasks'])}; "
+            f"Network: {card['backbone']}, {heads}; "
             f"images of {card['image_size']} x {card['image_size']} pixels."
         ),
         (
@@ -74,6 +77,7 @@ def _details(card: Mapping[str, Any], study: Study) -> str:
             f"After {card['round']} of {card['rounds']} rounds ({card['state']}), of which "
             f"{training['rounds_combined']} were combined from the sites' changes."
         ),
+        *_ending(card, study),
         f"Weights began as: {begun}.",
         (
             f"Strategy {training['strategy']}, weighting by {training['weighting']}; at each site "
@@ -90,6 +94,18 @@ def _details(card: Mapping[str, Any], study: Study) -> str:
             + (f" and {onnx['images']} given ones." if onnx["images"] else ".")
         )
     return bullets(lines)
+
+
+def _ending(card: Mapping[str, Any], study: Study) -> list[str]:
+    """Return what is special in how the study ended: why early, and with which model."""
+    told = [card["stopped"]] if card["stopped"] else []
+    if averaged := card["averaged"]:
+        told.append(f"The model is the mean of those after rounds {averaged[0]} to {averaged[-1]}.")
+    if study.federation.keep == "best" and card["model_round"] < card["round"]:
+        told.append(
+            f"The model is that after round {card['model_round']}, the best on validation patients."
+        )
+    return told
 
 
 def _use(card: Mapping[str, Any]) -> str:
@@ -119,7 +135,7 @@ def _metrics(card: Mapping[str, Any]) -> str:
     number = card["measured_round"]
     if number is None:
         return "The model has not been measured."
-    same = number == card["round"]
+    same = number == card["model_round"]
     of = "this model" if same else f"the model after {number} rounds, not of the one exported"
     return (
         f"Each site measured {of} on its own held-out patients and sent sums and histograms, from "
@@ -203,11 +219,21 @@ def _caveats(card: Mapping[str, Any], study: Study) -> str:
             "Batch normalisation stayed at each site: this file has that of the beginning, and its "
             "figures are of the sites' own versions. Elsewhere it does worse."
         )
+    if study.federation.personal == "head":
+        lines.append(
+            "Each site kept its own heads: this file is a backbone alone and predicts nothing. Its "
+            "figures are of the sites' own versions. It can be the weights of another study."
+        )
+    if study.evaluation.adapted:
+        lines.append(
+            "The sites measured it with batch normalisation re-estimated on the images of each "
+            "split: of single images, with the statistics in this file, it says something else."
+        )
     lines += [
         f"{name}: no temperature and no threshold are known; its probabilities may be too sure, "
         "and the class of highest probability is no operating point."
         for name in study.tasks
-        if not card["operating"].get(name)
+        if not card["operating"].get(name) and study.federation.personal == "none"
     ]
     lines += _failures(card)
     return bullets(lines)

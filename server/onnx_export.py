@@ -182,7 +182,7 @@ def _written(whole: _Whole, study: Study, model_sha256: str) -> bytes:
         proto = program.model_proto
     except Exception as error:  # the exporter raises whatever a layer makes of it
         raise OutputError(
-            f"{study.backbone.name} cannot be written as ONNX: {type(error).__name__}: {error}",
+            f"{study.network} cannot be written as ONNX: {type(error).__name__}: {error}",
             remedy="Export without --onnx, or choose another backbone.",
         ) from error
     # The first operations broadcast over the channels, which torch's exporter cannot leave open.

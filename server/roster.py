@@ -35,7 +35,7 @@ def check_roster(study: Study, members: Sequence[Member], refusals: Mapping[str,
         refusals: Code by site of those that are not.
 
     Raises:
-        FederationError: Two sites bear one name.
+        FederationError: Two sites bear one name, or there are more than the study tells apart.
         QuorumError: Fewer sites than the quorum are ready.
         TaskWithoutSiteError: Tasks that no site has; all of them are listed.
     """
@@ -44,6 +44,12 @@ def check_roster(study: Study, members: Sequence[Member], refusals: Mapping[str,
         raise FederationError(
             f"Several sites are called {', '.join(twice)}.",
             remedy="Give each site a name of its own in its site.toml.",
+        )
+    most = study.training.adversarial_sites
+    if most is not None and len(names) > most:
+        raise FederationError(
+            f"{len(names)} sites are ready, but the study tells {most} apart.",
+            remedy="Raise training.adversarial_sites, which makes it another study.",
         )
     refused = "".join(f"\n  - {site} refused: {code}" for site, code in sorted(refusals.items()))
     if len(members) < study.federation.quorum:

@@ -12,26 +12,27 @@ from typing import NamedTuple
 
 from flwr.serverapp import Grid
 
-from common.arrays import Array, Arrays
+from common.arrays import Arrays
 from common.arrays import digest as digest_of
 from common.attention import Table
 from common.chained_log import Head
 from common.errors import QuorumError, ReplyError
 from common.layout import Layout
-from common.messages import Kind, Order, Reply
+from common.messages import MOST_LOWERED, Kind, Order, Reply
 from common.seals import Sealer
 from common.seeds import stream
 from common.study import Study
-from server import history, ingress
+from server import endings, history, ingress, scores
 from server.central_privacy import CARRIED, SiteNoise, make_noise
-from server.checkpoint import States, StoredArrays, find_checkpoint, has_begun, save_round
+from server.checkpoint import StoredArrays, find_checkpoint, has_begun, save_round, stored_base
+from server.combining import accept, begin, finish, make_combiners
 from server.door import Door, enrol
+from server.endings import Turn
 from server.exchange import exchange, gather
 from server.history import RoundRecord
 from server.mail import Mail
-from server.noisy_mean import with_noise
 from server.roster import Member, declared, each_image
-from server.strategies import Combiner, make_combiner
+from server.strategies import Combiner
 from server.timing import AT_ONCE, Timing
 
 Watch = Callable[[RoundRecord], None]
@@ -53,6 +54,19 @@ class Base(NamedTuple):
 
     digest: str
     arrays: Arrays
+    kept: Arrays
+    """Those of them that every model has."""
+
+
+class Desk(NamedTuple):
+    """What the coordinator works with in every round."""
+
+    door: Door
+    layout: Layout
+    folder: Path
+    base: Base
+    combiners: Mapping[str, Combiner]
+    noise: SiteNoise | None
 
 
 class Heard(NamedTuple):
@@ -73,7 +87,7 @@ def run_study(
     timing: Timing = AT_ONCE,
     sealer: Sealer | None = None,
 ) -> Outcome:
-    """Run every round of a study and measure the model that comes out.
+    """Run the rounds of a study and measure the model that comes out.
 
     The folder holds the study since ``begin_study``, with all rounds that are done; the rounds
     go on from there.
@@ -96,66 +110,67 @@ def run_study(
         StudyError: The network cannot have the study's central privacy.
     """
     done = find_checkpoint(folder, study)
-    stored = StoredArrays(done.model, layout.sent_once)
-    base = Base(digest_of(stored), stored)
+    sent, kept = stored_base(folder, done.model, layout), StoredArrays(done.model, layout.sent_once)
+    base = Base(digest_of(sent), sent, kept)
     noise = make_noise(study, layout, done.states)
     combiners = make_combiners(study, layout, done.states, noise)
-    door = Door(study, Mail(grid, sealer), timing)
+    door = Door(study, Mail(grid, sealer), timing, places=list(done.places))
+    desk = Desk(door, layout, folder, base, combiners, noise)
     members = enrol(door, max(sites, len(done.members)))
     outcome = Outcome(members, door.refused, history.rewind(folder, done.round), done.model)
-    for number in range(done.round + 1, study.rounds + 2):
-        record = play_round(number, door, layout, folder, base, combiners, noise, outcome)
+    for turn in endings.turns(folder, study, layout, done, outcome.records):
+        record = play_round(turn, desk, outcome)
         watch(record)
         _check_quorum(study, record)
     return outcome
 
 
-def play_round(
-    number: int,
-    door: Door,
-    layout: Layout,
-    folder: Path,
-    base: Base,
-    combiners: Mapping[str, Combiner],
-    noise: SiteNoise | None,
-    outcome: Outcome,
-) -> RoundRecord:
+def play_round(turn: Turn, desk: Desk, outcome: Outcome) -> RoundRecord:
     """Order, send, accept, combine and record; bring the outcome up to date, return the record.
 
-    The round after the study's last one measures the final model and trains nothing.
+    A last turn measures a model that the study may end with, and trains nothing.
     """
-    study = door.study
-    began, last = time.monotonic(), number > study.rounds
-    current = {g: StoredArrays(outcome.model, names) for g, names in layout.groups.items()}
-    record = RoundRecord(number, model_round=number - 1, trained=not last)
+    door, study, before = desk.door, desk.door.study, outcome.records
+    began, record = time.monotonic(), open_record(turn, study, before)
+    current = {g: StoredArrays(outcome.model, names) for g, names in desk.layout.groups.items()}
 
     members, here = gather(door, outcome.members, record)
-    asked = here if last else sample(study, here, number)
-    orders = make_orders(study, layout, current, asked, number, base, outcome.records)
-    if not last:
-        begin(combiners, current, study, number, asked)
-    heard = hear(door, orders, combiners, record, noise)
-    record.tasks = history.task_figures(study, heard.states, heard.attention, last=last)
-    path = settle(folder, study, record, combiners, base, members, began, noise)
+    asked = here if turn.last else sample(study, here, turn.number)
+    orders = make_orders(desk, current, asked, record, before)
+    if not turn.last:
+        begin(desk.combiners, current, study, turn.number, asked)
+    heard = hear(door, orders, desk.combiners, record, desk.noise)
+    record.tasks = history.task_figures(study, heard.states, heard.attention, last=turn.last)
+    record.score = scores.score_of(study, record.tasks)
+    path = settle(desk, record, members, began, before)
 
     outcome.members, outcome.model = members, path or outcome.model
     outcome.records.append(record)
     return record
 
 
+def open_record(turn: Turn, study: Study, before: Sequence[RoundRecord]) -> RoundRecord:
+    """Return the record of an exchange that begins, with what the rounds before decide of it."""
+    record = RoundRecord(turn.number, turn.model_round, trained=not turn.last)
+    record.averaged = list(turn.averaged)
+    if turn.last:
+        record.stopped = endings.stopped(study, before)
+    else:
+        record.lowered = min(scores.times_lowered(study, before), MOST_LOWERED)
+    return record
+
+
 def settle(
-    folder: Path,
-    study: Study,
+    desk: Desk,
     record: RoundRecord,
-    combiners: Mapping[str, Combiner],
-    base: Base,
     members: Sequence[Member],
     began: float,
-    noise: SiteNoise | None,
+    before: Sequence[RoundRecord],
 ) -> Path | None:
     """Combine the replies where enough came, and write the round down; return the new model."""
+    study, folder, noise = desk.door.study, desk.folder, desk.noise
     record.combined = record.trained and len(record.answered) >= study.federation.quorum
-    arrays = finish(combiners, base) if record.combined else {}
+    arrays = finish(desk.combiners, desk.base.kept) if record.combined else {}
     if record.combined and noise is not None:
         record.central_privacy = noise.close_round(len(record.answered))
     record.each_image, record.declared = each_image(members), declared(members)
@@ -163,11 +178,16 @@ def settle(
     history.append(folder, record)
     if not record.combined:
         return None
-    carried = {group: combiner.state() for group, combiner in combiners.items()}
+    carried = {group: combiner.state() for group, combiner in desk.combiners.items()}
     if noise is not None:
         carried[CARRIED] = noise.state()
+    wanted = endings.wanted(study, [*before, record], record.round)
+    endings.keep(folder, wanted, record.model_round)
     names = tuple(member.name for member in members)
-    return save_round(folder, arrays, carried, study, record.round, names)
+    places = tuple(desk.door.places)
+    path = save_round(folder, arrays, carried, study, record.round, names, places)
+    endings.forget(folder, wanted)
+    return path
 
 
 def begin_study(study: Study, arrays: Arrays, folder: Path) -> None:
@@ -182,17 +202,6 @@ def begin_study(study: Study, arrays: Arrays, folder: Path) -> None:
         save_round(folder, arrays, {}, study, 0)
 
 
-def make_combiners(
-    study: Study, layout: Layout, states: States, noise: SiteNoise | None
-) -> dict[str, Combiner]:
-    """Return each group's combiner, as it was when the last round was done."""
-    federation = study.federation
-    combiners = {g: with_noise(make_combiner(g, federation), noise) for g in layout.groups}
-    for group, combiner in combiners.items():
-        combiner.restore(states.get(group, {}), layout.groups[group])
-    return combiners
-
-
 def sample(study: Study, members: Sequence[Member], number: int) -> list[Member]:
     """Choose the sites of a round: the study's fraction, at least its quorum."""
     count = max(round(study.federation.fraction * len(members)), study.federation.quorum)
@@ -203,53 +212,31 @@ def sample(study: Study, members: Sequence[Member], number: int) -> list[Member]
 
 
 def make_orders(
-    study: Study,
-    layout: Layout,
+    desk: Desk,
     current: Mapping[str, Arrays],
     asked: Sequence[Member],
-    number: int,
-    base: Base,
+    record: RoundRecord,
     before: Sequence[RoundRecord],
 ) -> dict[str, tuple[Member, Order]]:
     """Write the orders of a round, by site; each countersigns the last head of its site's log."""
+    kind: Kind = "train" if record.trained else "evaluate"
+    order = Order(kind, desk.door.study, record.round, {}, desk.base.digest, None)
+    if record.model_round != record.round - 1:
+        order = order._replace(model_round=record.model_round)
+    order = order._replace(lowered=record.lowered)
     heads = history.last_heads(before)
-    return {
-        m.name: (m, make_order(study, layout, current, m, number, base, heads.get(m.name)))
-        for m in asked
-    }
+    return {m.name: (m, address(order, desk, current, m, heads.get(m.name))) for m in asked}
 
 
-def make_order(
-    study: Study,
-    layout: Layout,
-    current: Mapping[str, Arrays],
-    member: Member,
-    number: int,
-    base: Base,
-    head: Head | None,
+def address(
+    order: Order, desk: Desk, current: Mapping[str, Arrays], member: Member, head: Head | None
 ) -> Order:
-    """Write one site's order: its groups of arrays, the base where it is missing, and the head."""
-    kind: Kind = "evaluate" if number > study.rounds else "train"
-    groups = {group: current[group] for group in layout.groups_of(member.tasks)}
-    missing = base.arrays if member.base != base.digest else None
-    return Order(kind, study, number, groups, base.digest, missing, head)
-
-
-def begin(
-    combiners: Mapping[str, Combiner],
-    current: Mapping[str, Arrays],
-    study: Study,
-    number: int,
-    asked: Sequence[Member],
-) -> None:
-    """Start the round in every group, each with the weights that its sites declared."""
-    for group, combiner in combiners.items():
-        weights = [
-            member.declaration.weight(group, study.federation.weighting)
-            for member in asked
-            if not group.startswith("head:") or group.removeprefix("head:") in member.tasks
-        ]
-        combiner.begin(number, current[group], sum(weights))
+    """Make an order one site's: its arrays, the base where it is missing, its head, its number."""
+    groups = {group: current[group] for group in desk.layout.groups_of(member.tasks)}
+    missing = desk.base.arrays if member.base != desk.base.digest else None
+    if order.kind == "train" and desk.door.places:
+        order = order._replace(place=desk.door.places.index(member.name))
+    return order._replace(groups=groups, base=missing, countersigned=head)
 
 
 def hear(
@@ -279,40 +266,12 @@ def hear(
     return heard
 
 
-def accept(
-    combiners: Mapping[str, Combiner], reply: Reply, record: RoundRecord, noise: SiteNoise | None
-) -> None:
-    """Hand an admitted reply to the combiners, and note what it says of the training."""
-    record.answered.append(reply.site)
-    if record.trained:
-        factor = 1.0 if noise is None else noise.factor_for(reply.groups)
-        for group, change in reply.groups.items():
-            combiners[group].accept(reply.site, change, factor * reply.weights[group])
-    if reply.training is not None:
-        training = reply.training
-        if record.trained:
-            record.training[reply.site] = {"steps": training.steps, "loss": training.loss}
-        for name, seconds in (
-            ("training", training.seconds),
-            ("evaluation", training.evaluation_seconds),
-        ):
-            record.seconds[name] = record.seconds.get(name, 0.0) + seconds
-
-
 def note_head(record: RoundRecord, reply: Reply, known: Head | None) -> None:
     """Note where a site's audit log stands; the site's next order countersigns it."""
     if reply.audit is not None:
         record.audit_heads[reply.site] = reply.audit._asdict()
     if fault := ingress.head_fault(reply, known):
         record.audit_faults[reply.site] = fault
-
-
-def finish(combiners: Mapping[str, Combiner], base: Base) -> dict[str, Array]:
-    """Return all arrays of the next model."""
-    arrays = dict(base.arrays)
-    for combiner in combiners.values():
-        arrays |= combiner.finish()
-    return arrays
 
 
 def _check_quorum(study: Study, record: RoundRecord) -> None:

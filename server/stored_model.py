@@ -6,7 +6,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from common.errors import WeightsError
-from common.models import FederatedModel, build_model
+from common.layout import without_discriminator
+from common.models import FederatedModel, build_without_discriminator
 from common.study import Study
 from common.weights import put
 
@@ -21,10 +22,10 @@ def load_model(study: Study, file: Path) -> FederatedModel:
     Raises:
         WeightsError: The file cannot be read, or is not of this network.
     """
-    model = build_model(study)
+    model = build_without_discriminator(study)
     remedy = "Give the model of this very study, with the release of rarefed that it ran with."
     try:
-        arrays = load_file(file)
+        arrays = without_discriminator(load_file(file))
         put(model, arrays)
     except (OSError, SafetensorError, ValueError) as error:
         raise WeightsError(f"{file} cannot be used: {error}", remedy=remedy) from error

@@ -27,8 +27,8 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 
 from common.arrays import Array as Values
 from common.arrays import Arrays, pieces_of
+from common.federation import Federation
 from common.layout import STATISTICS
-from common.study import Federation
 from server.exact_sum import ExactSum
 
 _WEIGHT = "num-examples"

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+import tomli_w
+
 from common.errors import OutputError, StudyError
 from common.file_lock import locked
 from common.files import write_atomic, write_json
@@ -45,7 +47,7 @@ class Progress:
     sites: tuple[str, ...] = ()
     """Sites that answered in the last round."""
     why: str = ""
-    """Why it is paused or failed, for the person at the coordinator."""
+    """Why it is paused, has failed or stopped early, for the person at the coordinator."""
     at: str = ""
     """When this was written, UTC."""
 
@@ -221,7 +223,7 @@ def create(
             first = Progress(rounds=study.rounds, at=_now())
             write_json(folder / "control.json", asdict(Control()), mode=0o600)
             write_json(folder / "progress.json", asdict(first), mode=0o600)
-            write_atomic(file, toml_text(study, _absolute_weights(study)).encode(), mode=0o600)
+            write_atomic(file, toml_text(study.with_files(Path.absolute)).encode(), mode=0o600)
     except OSError as error:
         raise OutputError(
             f"Cannot write {folder}: {error.strerror}.",
@@ -244,38 +246,9 @@ def study_ids(config: ServerConfig) -> list[str]:
     return sorted(path.parent.name for path in config.studies.glob("*/study.toml"))
 
 
-def toml_text(study: Study, weights: str | None = None) -> str:
-    """Write a study as TOML.
-
-    Args:
-        study: What to write.
-        weights: What to say of a weights file; the study's own words by default.
-    """
-    values = study.model_dump(mode="json", exclude_none=True)
-    if weights is not None:
-        values["backbone"]["weights"] = weights
-    lines: list[str] = []
-    _add_table(lines, "", values)
-    return "\n".join(lines) + "\n"
-
-
-def _absolute_weights(study: Study) -> str | None:
-    file = study.backbone.weights_file
-    return None if file is None else str(file.absolute())
-
-
-def _add_table(lines: list[str], name: str, values: dict[str, Any]) -> None:
-    """Add a table; strings, numbers and lists are spelled in TOML as in JSON."""
-    if name:
-        lines.append(f"\n[{name}]")
-    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    for key, value in values.items():
-        if key not in tables:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-            # The one character that JSON takes as it is and TOML does not.
-            lines.append(f"{key} = {text}".replace("\x7f", "\\u007f"))
-    for key, value in tables.items():
-        _add_table(lines, f"{name}.{key}" if name else key, value)
+def toml_text(study: Study) -> str:
+    """Write a study as TOML."""
+    return tomli_w.dumps(study.model_dump(mode="json", exclude_none=True))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from client.dataset import Images
-from client.evaluate import logits_of
 from client.final_model import final_model
 from client.local_figures import patient_cases
 from client.site import Site
@@ -21,6 +20,7 @@ from common.study import Study, Task
 from common.weights import layout_of
 from server.stored_model import load_model
 from simulations import benefit, matrix
+from simulations.asking import ask_at_sites, part
 from simulations.matrix import Row
 from simulations.yardsticks import Asked, Logits
 
@@ -31,7 +31,7 @@ class Federated(NamedTuple):
     """What the federation's models say of the test images of all sites laid together."""
 
     shared: Mapping[str, Logits]
-    """What all sites share, by task, (N, K) each."""
+    """What all sites share, by task, (N, K) each; empty where each site keeps its own heads."""
     personal: Mapping[str, Mapping[str, Logits]]
     """With the arrays that never left a site, by task, then site; empty where none are local."""
     missing: Mapping[str, str]
@@ -45,18 +45,28 @@ class Across(NamedTuple):
     benefit: dict[str, Any]
 
 
-def ask(study: Study, sites: Sequence[Site], test: Mapping[str, Images], file: Path) -> Federated:
+def ask(
+    study: Study,
+    sites: Sequence[Site],
+    test: Mapping[str, Images],
+    places: Mapping[str, Mapping[str, slice]],
+    file: Path,
+) -> Federated:
     """Ask the models of a played study about the test images of all sites.
 
     Args:
         study: The study.
         sites: Its sites, in whose state their final networks lie.
         test: By task.
+        places: By task, then site: which of the images are the site's.
         file: The coordinator's model.
     """
     device = sites[0].device
     model = load_model(study, file).to(device).to(memory_format=torch.channels_last)
-    shared = {task: logits_of(model, test[task], task, device=device) for task in study.tasks}
+    shared = {
+        task: ask_at_sites(study, model, test[task], task, places[task], device=device)
+        for task in (study.tasks if study.federation.personal == "none" else ())
+    }
     personal: dict[str, dict[str, Logits]] = {task: {} for task in study.tasks}
     missing = {}
     for site in sites if layout_of(model, study).local else ():
@@ -66,8 +76,9 @@ def ask(study: Study, sites: Sequence[Site], test: Mapping[str, Images], file: P
             missing[site.config.name] = NO_PERSONAL
             continue
         for task in final.tasks:
-            logits = logits_of(final.model, test[task], task, device=site.device)
-            personal[task][site.config.name] = logits
+            personal[task][site.config.name] = ask_at_sites(
+                study, final.model, test[task], task, places[task], device=site.device
+            )
     return Federated(shared, personal, missing)
 
 
@@ -82,7 +93,7 @@ def compare(study: Study, sites: Sequence[str], asked: Asked, federated: Federat
     """
     found = Across({}, {})
     for name, task in study.tasks.items():
-        test = {site: _part(asked.test[name], at) for site, at in asked.places[name].items()}
+        test = {site: part(asked.test[name], at) for site, at in asked.places[name].items()}
         rows = _rows(task, test, _said(name, asked, federated))
         table = matrix.of_task(study, name, test, rows, sites)
         table["no_personal"] = {s: why for s, why in federated.missing.items() if s in test}
@@ -106,10 +117,11 @@ def _said(
             yield home, None, {s: of[places[s]] for s, of in by_site.items()}
     for model, said in (
         (matrix.ENSEMBLE, asked.ensemble[task]),
-        (matrix.GLOBAL, federated.shared[task]),
+        (matrix.GLOBAL, federated.shared.get(task)),
         (matrix.POOLED, asked.pooled[task]),
     ):
-        yield model, None, {s: said[at] for s, at in places.items()}
+        if said is not None:
+            yield model, None, {s: said[at] for s, at in places.items()}
 
 
 def _rows(
@@ -121,7 +133,3 @@ def _rows(
         Row(model, site, {s: patient_cases(logits, test[s], task) for s, logits in of.items()})
         for model, site, of in said
     ]
-
-
-def _part(images: Images, place: slice) -> Images:
-    return Images(images.pixels[place], images.labels[place], images.patients[place])

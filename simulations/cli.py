@@ -10,6 +10,7 @@ from rich.console import Console
 
 from common import command_line
 from common.command_line import err
+from simulations import cli_lab
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -188,6 +189,9 @@ def rehearse(
         typer.echo(f"model and figures of the deployed study: {same} as the simulation's")
     if not (found["same_model"] and found["same_figures"]):
         raise typer.Exit(1)
+
+
+cli_lab.register(app)
 
 
 def _print_folders(folders: list[Path], *, as_json: bool) -> None:

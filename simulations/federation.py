@@ -30,6 +30,7 @@ from common.models import normalisation_of
 from common.study import Study
 from common.weights import layout_of, take
 from server.central_privacy import check_layout
+from server.checkpoint import save_initial
 from server.history import RoundRecord
 from server.initial_weights import Start, initial_model
 from server.rounds import Outcome, Watch, begin_study, run_study
@@ -107,6 +108,7 @@ def play(
         SiteStore(config.state, study.digest()).clear()
 
     def serve(grid: Grid) -> Outcome:
+        save_initial(folder, arrays, layout)
         begin_study(study, arrays, folder)
         return run_study(study, grid, layout, folder, sites=len(configs), watch=watch or _nothing)
 

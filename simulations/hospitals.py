@@ -8,7 +8,7 @@ patients the same way each time. That is for simulations only: a real site draws
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ def make(
     images: int = 3,
     seed: int = 0,
     tasks: Sequence[str] = tuple(TASKS),
+    scanner_of: Callable[[int, np.random.Generator], Scanner] = scanner,
 ) -> list[Path]:
     """Make hospitals of phantoms; site number i has the task number i modulo the tasks.
 
@@ -50,6 +51,7 @@ def make(
         images: Most images of one patient; each has one or more.
         seed: The same seed gives the same bytes.
         tasks: Names of ``phantoms.TASKS``.
+        scanner_of: Gives the device of the site of a number, 0, 1, ...
 
     Returns:
         The folders of the hospitals.
@@ -69,7 +71,7 @@ def make(
         for index, folder in enumerate(folders):
             task = tasks[index % len(tasks)]
             rng = np.random.default_rng(stream(seed, "phantoms", folder.name, task))
-            device = scanner(index, rng)
+            device = scanner_of(index, rng)
             rows = []
             for origin, diseased in _patients(folder.name, device, rng, patients, images, seed):
                 rows.append(

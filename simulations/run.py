@@ -58,6 +58,8 @@ def run_simulation(
 
         def watch(record: RoundRecord) -> None:
             bar.update(task, advance=1, description=_headline(record))
+            if not record.trained:
+                bar.update(task, total=record.round)  # it may be fewer rounds than the study has
 
         played = play(study, hospitals, out, engine=engine, threads=threads, watch=watch)
         compared = None
@@ -90,7 +92,7 @@ def _compared(
     sites = played.sites or [Site(SiteConfig.load(path)) for path in hospitals]
     asked = yardsticks.train_and_ask(study, sites, played.start.model, tell)
     tell("every model at every site")
-    federated = across.ask(study, sites, asked.test, out / MODEL)
+    federated = across.ask(study, sites, asked.test, asked.places, out / MODEL)
     names = [site.config.name for site in sites]
     return yardsticks.judge(study, asked), across.compare(study, names, asked, federated)
 

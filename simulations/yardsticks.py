@@ -12,7 +12,7 @@ Shapes: N images, K classes.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.alone import train_alone
-from client.dataset import Images, batches, steps_per_epoch
-from client.evaluate import logits_of, measured
+from client.anchor import initial_of, near_of
+from client.dataset import Images, batches, round_of_batches, steps_per_epoch
+from client.evaluate import measured
 from client.features import channel_statistics
+from client.phases import PhaseFeatures, in_phase
 from client.preprocess import normalise
 from client.site import Site
 from client.train import train
@@ -33,6 +35,7 @@ from common.seeds import stream
 from common.study import Study
 from common.weights import put, take
 from server.history import Figures, figures
+from simulations.asking import ask_at_sites
 
 Progress = Callable[[str], None]
 ByTask = Mapping[str, Images]
@@ -65,34 +68,63 @@ def train_and_ask(
         start: The network as round 1 found it.
         tell: Called with a word on what is being done.
     """
-    held = {site.config.name: _images(study, site, "test") for site in sites}
-    test = _merged(list(held.values()))
+    test, places = held_out(study, sites, "test")
     alone: dict[str, dict[str, Logits]] = {task: {} for task in study.tasks}
+    for site, model, tasks in each_alone(study, sites, start, tell):
+        for task in tasks:
+            alone[task][site.config.name] = ask_at_sites(
+                study, model, test[task], task, places[task], device=site.device
+            )
+    device = sites[0].device
+    return Asked(
+        test=test,
+        places=places,
+        alone=alone,
+        ensemble={task: mean_probability(list(alone[task].values())) for task in study.tasks},
+        pooled={
+            task: ask_at_sites(study, model, test[task], task, places[task], device=device)
+            for task, model in each_pooled(study, sites, start, tell)
+        },
+    )
+
+
+def held_out(
+    study: Study, sites: Sequence[Site], split: str
+) -> tuple[dict[str, Images], dict[str, dict[str, slice]]]:
+    """Return the images of a split of all sites laid together by task, and where each site's are.
+
+    Args:
+        study: The study.
+        sites: Its sites, their data warm.
+        split: ``train``, ``validation`` or ``test``.
+    """
+    held = {site.config.name: _images(study, site, split) for site in sites}
+    return _merged(list(held.values())), {task: _places(task, held) for task in study.tasks}
+
+
+def each_alone(
+    study: Study, sites: Sequence[Site], start: FederatedModel, tell: Progress
+) -> Iterator[tuple[Site, FederatedModel, tuple[str, ...]]]:
+    """Yield each site with the model that it trains by itself, and the site's tasks."""
     for site in sites:
         tell(f"yardstick: {site.config.name} alone")
         own, device = _images(study, site, "train"), site.device
         model = train_alone(
             _copy_of(start, study, device), own, study, site=site.config.name, device=device
         )
-        for task in own:
-            alone[task][site.config.name] = logits_of(model, test[task], task, device=device)
+        yield site, model, tuple(own)
 
+
+def each_pooled(
+    study: Study, sites: Sequence[Site], start: FederatedModel, tell: Progress
+) -> Iterator[tuple[str, FederatedModel]]:
+    """Yield each task with the model of all patients, in the form that it has for the task."""
     tell("yardstick: all patients pooled")
     parts, device = [_images(study, site, "train") for site in sites], sites[0].device
     merged, steps = _merged(parts), sum(_steps(study, part) for part in parts)
     pooled = _trained_on_all(study, _copy_of(start, study, device), merged, steps, device)
-    return Asked(
-        test=test,
-        places={task: _places(task, held) for task in study.tasks},
-        alone=alone,
-        ensemble={task: _mean_probability(list(alone[task].values())) for task in study.tasks},
-        pooled={
-            task: logits_of(
-                _with_statistics_of(task, pooled, merged, study), test[task], task, device=device
-            )
-            for task in study.tasks
-        },
-    )
+    for task in study.tasks:
+        yield task, _with_statistics_of(task, pooled, merged, study)
 
 
 def judge(study: Study, asked: Asked) -> dict[str, Any]:
@@ -123,19 +155,23 @@ def _trained_on_all(
     study: Study, model: FederatedModel, images: ByTask, steps: int, device: torch.device
 ) -> FederatedModel:
     """Train ``model`` in place for all rounds of the study, ``steps`` steps in each."""
-    sizes = {task: len(part) for task, part in images.items()}
+    features, initial = PhaseFeatures(model, study, "pooled", device), initial_of(model, study)
     for number in range(1, study.rounds + 1):
         seed = stream(study.seed, "pooled", number)
-        order = batches(
-            sizes,
-            batch_size=study.training.batch_size,
-            epochs=study.training.local_epochs,
-            seed=stream(seed, "batches"),
-            steps=steps,
-        )
-        with torch.random.fork_rng():
+        order = round_of_batches(images, study.training, seed, steps=steps)
+        with in_phase(model, study, number), torch.random.fork_rng():
             torch.manual_seed(stream(seed, "dropout"))
-            train(model, images, order, study, device=device)
+            kept = features.in_round(number)
+            train(
+                model,
+                images,
+                order,
+                study,
+                number=number,
+                device=device,
+                near=near_of(model, study, initial, kept),
+                features=kept,
+            )
     return model
 
 
@@ -151,16 +187,17 @@ def _with_statistics_of(
     if len(images) == 1 or not living:
         return model
     settled = copy.deepcopy(model)
-    for module in settled.modules():
-        if isinstance(module, _BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None  # the plain mean over all batches
     device = next(model.parameters()).device
     mean, std = channel_statistics(model, device)
-    settled.train()
     sizes = {task: len(images[task])}
     order = batches(sizes, batch_size=study.training.batch_size, epochs=1, seed=study.seed)
-    with torch.no_grad(), torch.random.fork_rng():
+    # What no round has trained keeps its statistics; the last round trains most.
+    with in_phase(settled, study, study.rounds), torch.no_grad(), torch.random.fork_rng():
+        settled.train()
+        for module in settled.modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                module.reset_running_stats()
+                module.momentum = None  # the plain mean over all batches
         for batch in order:
             pixels = images[task].pixels[torch.from_numpy(batch.indices)].to(device)
             settled(normalise(pixels, mean, std), task)
@@ -194,6 +231,7 @@ def _merged(parts: Sequence[ByTask]) -> dict[str, Images]:
             torch.cat([i.pixels[:].expand(-1, channels, -1, -1) for i in found]),
             torch.cat([images.labels for images in found]),
             tuple(patient for images in found for patient in images.patients),
+            tuple(origin for images in found for origin in images.origins),
         )
     return merged
 
@@ -224,7 +262,7 @@ def _mean(found: Sequence[Figures]) -> dict[str, Any]:
     return mean | {name: found[0][name] for name in ("n_patients", "n_images")}
 
 
-def _mean_probability(logits: Sequence[Logits]) -> NDArray[np.float64]:
+def mean_probability(logits: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
     """Return the logarithm of the mean probability, shape (N, K), which softmax turns back."""
     tensor = torch.from_numpy(np.stack(logits)).double()
     log_p = torch.log_softmax(tensor, dim=-1)

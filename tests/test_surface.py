@@ -31,7 +31,7 @@ SURFACE = {
         "vault": ["SITE"],
         "courier": ["SITE"],
         "predict": [
-            "SITE", "MODEL", "FILES", "--task", "--dicom", "--csv", "--json",
+            "SITE", "MODEL", "FILES", "--task", "--dicom", "--csv", "--personal", "--json",
         ],
         "ledger": ["SITE", "--json"],
         "manifest build": ["FOLDER", "--out", "--json"],
@@ -40,7 +40,8 @@ SURFACE = {
         "audit show": ["SITE", "--last", "--study", "--json"],
         "cache show": ["SITE", "--json"],
         "cache clear": ["SITE", "--json"],
-        "evaluate": ["SITE", "--study", "--model", "--alone", "--json"],
+        "evaluate": ["SITE", "--study", "--model", "--alone", "--personal", "--json"],
+        "personalise": ["SITE", "--study", "--rounds", "--json"],
         "explain": [
             "SITE", "--study", "--out", "--model", "--task", "--method", "--cells", "--count",
             "--json",
@@ -80,6 +81,9 @@ SURFACE = {
         "demo": ["--out", "--weights", "--again", "--json"],
         "rehearse": [
             "--out", "--images", "--kill", "--separate", "--again", "--json",
+        ],
+        "compare": [
+            "LAB", "--out", "--quick", "--data", "--weights", "--threads", "--json",
         ],
     },
 }  # fmt: skip

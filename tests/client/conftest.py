@@ -30,6 +30,7 @@ from client.socket_file import listen, only_one
 from client.vault import Vault
 from common.arrays import Array, digest
 from common.errors import ImageError
+from common.layout import arrays_sent_once
 from common.messages import Kind, Order, order_to_record
 from common.models import FederatedModel, build_model
 from common.seals import Sealer, load_order_key, new_order_key
@@ -129,6 +130,7 @@ def make_order() -> Callable[..., Order]:
         tasks: Sequence[str] | None = None,
         number: int = 1,
         model: FederatedModel | None = None,
+        first: FederatedModel | None = None,
         with_base: bool = True,
     ) -> Order:
         if kind == "check":
@@ -136,7 +138,8 @@ def make_order() -> Callable[..., Order]:
         model = model or build_model(study)
         layout = layout_of(model, study)
         names = layout.groups_of(study.tasks if tasks is None else tasks)
-        base: dict[str, Array] = take(model, layout.sent_once)
+        first = first or model  # as the study began with it
+        base: dict[str, Array] = arrays_sent_once(take(first, first.state_dict()), layout)
         return Order(
             kind,
             study,

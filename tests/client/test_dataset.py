@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +16,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from client.cache import Cache
-from client.dataset import TaskData, batches, load_task, steps_per_epoch
+from client.dataset import (
+    Images,
+    TaskData,
+    batches,
+    load_task,
+    round_of_batches,
+    steps_per_epoch,
+)
 from client.gate import Terms
 from client.images import read_image
 from client.manifest import Row
 from client.preprocess import prepare
 from client.stored_pixels import StoredPixels
 from common.errors import EmptyManifestError, ImageError
+from common.seeds import stream
 from common.study import Task
+from common.training import Training
 
 TASK = Task(modality="fundus", classes=["well", "ill"])
 LOG = logging.getLogger("test_dataset")
@@ -31,7 +41,7 @@ sizes_of_tasks = st.dictionaries(st.sampled_from("abc"), st.integers(2, 70), min
 
 
 def plain(sizes: dict[str, int], **settings: int) -> list[tuple[str, list[int]]]:
-    arguments = {"batch_size": 4, "epochs": 1, "seed": 0} | settings
+    arguments: dict[str, Any] = {"batch_size": 4, "epochs": 1, "seed": 0} | settings
     return [(batch.task, batch.indices.tolist()) for batch in batches(sizes, **arguments)]
 
 
@@ -100,6 +110,71 @@ def test_tasks_are_mixed(seed: int) -> None:
     order = [task for task, _ in plain({"a": 60, "b": 60}, seed=seed)]
     changes = sum(one != other for one, other in pairwise(order))
     assert changes >= 5
+
+
+def labelled(*counts: int) -> Images:
+    """Return images with so many of each class; only their labels are looked at."""
+    labels = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+    return Images(torch.zeros(len(labels), 1, 1, 1), labels, tuple(map(str, range(len(labels)))))
+
+
+def drawn(images: dict[str, Images], *, seed: int = 0, **training: Any) -> list[tuple[str, Any]]:
+    order = round_of_batches(images, Training(batch_size=4, **training), seed)
+    return [(batch.task, batch.indices.tolist()) for batch in order]
+
+
+def test_a_round_is_the_studys_epochs() -> None:
+    """A round has the study's batch size and epochs, and a stream of random numbers of its own."""
+    images = {"a": labelled(9, 1), "b": labelled(5)}
+    made = drawn(images, seed=3, local_epochs=2)
+    assert made == plain({"a": 10, "b": 5}, epochs=2, seed=stream(3, "batches"))
+    steps = round_of_batches(images, Training(batch_size=4), 3, steps=7)
+    assert [batch.task for batch in steps] == [task for task, _ in made[:7]]
+
+
+def test_balanced_drawing_gives_each_class_its_turn() -> None:
+    """Of 3 in 100 images half of all draws are made, and each of them as often as the others."""
+    images = {"a": labelled(97, 3), "b": labelled(0, 50, 1, 0, 5)}
+    made = drawn(images, sampling="balanced", local_epochs=40)
+    for task, classes in (("a", 2), ("b", 3)):
+        indices = np.concatenate([found for name, found in made if name == task])
+        assert len(indices) == 40 * len(images[task])
+        counts = np.bincount(images[task].labels.numpy()[indices])
+        shares = counts[counts > 0] / len(indices)
+        assert len(shares) == classes
+        # Four standard deviations of a share.
+        assert shares == pytest.approx(1 / classes, abs=4 * (0.25 / len(indices)) ** 0.5)
+        rare = np.bincount(indices, minlength=len(images[task]))[-3:]
+        assert rare.min() > 0.5 * rare.max() or task == "b"
+
+
+def test_balanced_drawing_makes_as_many_steps() -> None:
+    """As many batches of the same sizes as without, so that schedules and privacy stay the same."""
+    images = {"a": labelled(90, 13), "b": labelled(5, 6)}
+    for epochs in (1, 2):
+        one, other = (
+            sorted((t, len(found)) for t, found in drawn(images, local_epochs=epochs, sampling=how))
+            for how in ("shuffle", "balanced")
+        )
+        assert one == other
+
+
+def test_the_seed_decides_what_is_drawn() -> None:
+    """The same seed draws the same images, another seed and the next epoch draw others."""
+    images = {"a": labelled(30, 3), "b": labelled(8, 8)}
+    made = drawn(images, sampling="balanced", local_epochs=2, seed=5)
+    turned = dict(reversed(images.items()))
+    assert made == drawn(turned, sampling="balanced", local_epochs=2, seed=5)
+    assert made != drawn(images, sampling="balanced", local_epochs=2, seed=6)
+    half = len(made) // 2
+    assert made[:half] != made[half:]
+
+
+def test_one_class_is_drawn_from_alone() -> None:
+    """A site whose images are all of one class draws among them."""
+    made = drawn({"a": labelled(0, 9)}, sampling="balanced")
+    assert {index for _, found in made for index in found} <= set(range(9))
+    assert sum(len(found) for _, found in made) == 9
 
 
 def rows_of(folder: Path, pictures: Sequence[tuple[int, ...] | None], first: int = 2) -> list[Row]:

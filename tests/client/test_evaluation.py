@@ -157,6 +157,39 @@ def test_models_are_compared_in_pairs(
     assert values["personal"] == own
 
 
+def test_personal_heads_leave_one_network_to_compare(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, tmp_path: Path
+) -> None:
+    """What the sites share has no heads of use, so that the site's own stands beside alone."""
+    study = make_study(federation={"personal": "head"})
+    config = make_hospital(splits=PATIENTS)
+    played(config, study, make_order)
+    found = asked(config.state.parent, "--study", file_of_study(tmp_path, study), "--alone")
+    assert found["model"] == "personal"
+    assert set(found["benefit"]["ct"]["differences"]) == {"personal - alone"}
+
+
+def test_adapted_figures_are_of_whole_splits(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, tmp_path: Path
+) -> None:
+    """The figures are those of the exchange, and say so; single images are not judged by them."""
+    study = make_study(evaluation={"normalisation": "adapted"})
+    config = make_hospital(splits=PATIENTS)
+    site, file = played(config, study, make_order), file_of_study(tmp_path, study)
+    found = asked(config.state.parent, "--study", file)
+    images = site.prepare(study).tasks["ct"].splits["test"]
+    model = final_model(config, study, device=CPU).model
+    logits = logits_of(model, images, "ct", device=CPU, adapted=True)
+    right = logits.argmax(axis=1) == images.labels.numpy()
+    assert found["tasks"]["ct"]["of_images"]["metrics"]["accuracy"]["value"] == right.mean()
+    assert any("those beside it" in note for note in found["tasks"]["ct"]["notes"])
+    scan = config.data["ct"].manifest.parent / "images" / "scan_21_0.png"
+    words = ["predict", str(config.state.parent), file, str(scan)]
+    said = json.loads(RUN.invoke(app, [*words, "--json"]).stdout)
+    assert (said["temperature"], said["rule"]) == (None, "")
+    assert "stored statistics" in " ".join(RUN.invoke(app, words).stdout.split())
+
+
 def exported(folder: Path, study: Study, model: FederatedModel) -> str:
     folder.mkdir()
     save_round(folder, take(model, model.state_dict()), {}, study, 3)

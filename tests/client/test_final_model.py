@@ -27,7 +27,7 @@ from common.messages import Kind, Order
 from common.models import build_model
 from common.study import Study
 from common.weights import take
-from server.checkpoint import save_round
+from server.checkpoint import save_ending, save_round
 from server.studies import toml_text
 
 MakeStudy = Callable[..., Study]
@@ -79,6 +79,27 @@ def test_the_kept_model_says_what_was_measured(
     assert stat.S_IMODE(file_of(config, study).stat().st_mode) == 0o600
 
 
+def test_a_kept_model_may_be_of_an_earlier_round(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """Where the order says that it brings the best round's model, the site keeps it as that."""
+    study, config = make_study(), make_hospital()
+    order = make_order(study, "evaluate", number=9)
+    for said, expected in ((None, 8), (3, 3), (0, 0)):
+        Site(config).answer(order._replace(model_round=said))
+        assert final_model(config, study, device=CPU).model_round == expected
+
+
+def test_an_export_says_which_rounds_model_it_is(make_study: MakeStudy, tmp_path: Path) -> None:
+    """It is that of the last round, or of the one that the study ended with."""
+    study = make_study()
+    folder = tmp_path / "out"
+    arrays = exported(folder, study)
+    assert exported_model(folder, device=CPU).model_round == 3
+    save_ending(folder, arrays, model_round=2)
+    assert exported_model(folder, device=CPU).model_round == 2
+
+
 def test_what_is_the_sites_own_can_be_left_out(
     make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder
 ) -> None:
@@ -97,6 +118,22 @@ def test_what_is_the_sites_own_can_be_left_out(
         FINAL, take(build_model(average), first), model_round=1, tasks=["ct"]
     )
     assert shared_model(config, average, device=CPU) is None
+
+
+def test_what_is_shared_without_heads_is_no_model(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, tmp_path: Path
+) -> None:
+    """With personal heads there is the site's own network alone, and an export is refused."""
+    study, config = make_study(federation={"personal": "head"}), make_hospital()
+    site, measured = played(config, study, make_order)
+    found = final_model(config, study, device=CPU)
+    images = site.prepare(study).tasks["ct"].splits["test"]
+    assert np.array_equal(logits_of(found.model, images, "ct", device=CPU), measured["ct"])
+    assert shared_model(config, study, device=CPU) is None
+    exported(tmp_path / "out", study)
+    with pytest.raises(WeightsError, match="a backbone alone") as refusal:
+        exported_model(tmp_path / "out", device=CPU)
+    assert "Give the study instead" in refusal.value.remedy
 
 
 def test_only_the_last_exchange_is_kept(

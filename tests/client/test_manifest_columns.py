@@ -35,6 +35,7 @@ def is_refused(column: str, text: str) -> bool:
         ("scanner", "ACME Scan 1", "ACME Scan 1"),
         ("scanner", "x" * 100, "x" * 64),
         ("site", "St Mary", "St Mary"),
+        ("source", "IDRiD", "IDRiD"),
         ("box", "10,20,300,200", (10, 20, 300, 200)),
         ("box", "0 0 1 1", (0, 0, 1, 1)),
         ("age", "45", "40-49"),

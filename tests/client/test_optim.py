@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
 
-from client.optim import add_proximal_gradient, make_optimizer
+from client.optim import add_proximal_gradient, make_optimizer, set_rates
 from common.models import FederatedModel, build_model
 from common.study import Study
 
@@ -98,3 +100,94 @@ def test_a_parameter_without_gradient_stays_without() -> None:
     bias.grad = None
     add_proximal_gradient(network, start, 1.0)
     assert bias.grad is None
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_the_momentum_is_the_studys(momentum: float, make_study: Callable[..., Study]) -> None:
+    """SGD gets the study's momentum, 0.9 unless it says otherwise."""
+    for said, expected in (({"momentum": momentum}, momentum), ({}, 0.9)):
+        study = make_study(training={"optimizer": "sgd"} | said)
+        optimizer = make_optimizer(build_model(study), study.training)
+        assert {group["momentum"] for group in optimizer.param_groups} == {expected}
+
+
+@pytest.mark.parametrize("kind", list(CLASSES))
+def test_rates_are_set_by_what_they_began_with(kind: str, make_study: Callable[..., Study]) -> None:
+    """A factor is of the first rates, however often others were set before; 1 changes no bit."""
+    study = make_study(training={"optimizer": kind, "head_lr": 0.3, "backbone_lr": 0.7})
+    optimizer = make_optimizer(build_model(study), study.training)
+    for factor in (0.5, 0.1, 1.0):
+        set_rates(optimizer, factor)
+        assert {g["lr"] for g in optimizer.param_groups} == {0.3 * factor, 0.7 * factor}
+
+
+BACKBONES = ["densenet121", "test_resnet", "test_vit", "test_convnext"]
+
+
+def decayed_study(backbone: str, make_study: Callable[..., Study], **training: Any) -> Study:
+    size = 160 if "vit" in backbone else 32
+    return make_study(
+        backbone={"name": backbone, "image_size": size},
+        training={"head_lr": 0.5, "backbone_lr": 0.25, "layer_decay": 0.6} | training,
+    )
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_rates_over_layers_are_timms(backbone: str, make_study: Callable[..., Study]) -> None:
+    """A layer has the rate that timm's optimizer has for it once a timm scheduler has run."""
+    study = decayed_study(backbone, make_study)
+    model = build_model(study)
+    timms = create_optimizer_v2(
+        model.backbone,
+        opt="adamw",
+        lr=0.25,
+        weight_decay=study.training.weight_decay,
+        layer_decay=0.6,
+        layer_decay_min_scale=study.training.layer_decay_floor,
+    )
+    CosineLRScheduler(timms, t_initial=5).step(0)
+    names = {id(value): name for name, value in model.named_parameters()}
+    expected = {
+        names[id(value)]: group["lr"] for group in timms.param_groups for value in group["params"]
+    }
+    found = settings_by_name(model, make_optimizer(model, study.training))
+    heads = {name: found.pop(name) for name in list(found) if name.startswith("heads.")}
+    assert found.keys() == expected.keys()
+    for name, (lr, decay) in found.items():
+        assert lr == pytest.approx(expected[name], rel=1e-12)
+        assert decay == (0.01 if model.get_parameter(name).ndim > 1 else 0)
+    assert {lr for lr, _ in heads.values()} == {0.5}
+    assert max(lr for lr, _ in found.values()) == 0.25
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.01, 0.5])
+def test_no_layer_falls_below_the_floor(floor: float, make_study: Callable[..., Study]) -> None:
+    """A DenseNet's stem, some sixty layers down, keeps the floor's share of the rate."""
+    study = decayed_study("densenet121", make_study, layer_decay_floor=floor)
+    model = build_model(study)
+    found = settings_by_name(model, make_optimizer(model, study.training))
+    stem = found["backbone.features.conv0.weight"][0]
+    assert stem == min(lr for lr, _ in found.values())
+    assert stem == pytest.approx(0.25 * floor) if floor else stem < 1e-10
+
+
+def test_a_decay_of_one_gives_the_groups_of_none(make_study: Callable[..., Study]) -> None:
+    """The default has four groups: matrices and others, of the backbone and of the heads."""
+    model = build_model(make_study())
+    optimizer = make_optimizer(model, make_study().training)
+    held = [sum(value.numel() for value in group["params"]) for group in optimizer.param_groups]
+    assert len(held) == 4
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0, 0.01, 0]
+
+
+def test_layers_have_one_order(make_study: Callable[..., Study]) -> None:
+    """Two networks of one study get the same groups in the same order, and only what trains."""
+    study = decayed_study("test_resnet", make_study, train="last:2")
+    found = []
+    for _ in range(2):
+        model = build_model(study)
+        optimizer = make_optimizer(model, study.training)
+        held = settings_by_name(model, optimizer)
+        assert held.keys() == {n for n, value in model.named_parameters() if value.requires_grad}
+        found.append(list(held))
+    assert found[0] == found[1]

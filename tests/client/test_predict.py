@@ -97,6 +97,27 @@ def test_a_prediction_is_what_evaluation_measures(
         assert (one.images, one.likeness) == (1, None)
 
 
+def test_an_ensemble_predicts_the_mean_of_its_members(
+    tmp_path: Path, make_study: MakeStudy, make_hospital: MakeHospital
+) -> None:
+    """From an export, a file's probabilities are the mean of what each member says of it."""
+    study = make_study(ensemble=[{}, {"name": "test_vit", "weights": "vit.safetensors"}])
+    out, model = tmp_path / "ensemble", build_model(study)
+    out.mkdir()
+    save_round(out, take(model, model.state_dict()), {}, study, 3)
+    (out / "study.toml").write_text(toml_text(study))
+    config = make_hospital()
+    images = prepare(study, config, begun=None, device=CPU, log=LOG).tasks["ct"].splits["test"]
+    members = [build_model(member) for member in study.members]
+    each = [logits_of(member, images, "ct", device=CPU).astype(float) for member in members]
+    expected = np.mean([softmax(logits, axis=1) for logits in each], axis=0)
+    files = [origin.row.path for origin in images.origins]
+    asked = Asked(exported_model(out, device=CPU), "ct", Operating(), None, CPU)
+    for one, chances in zip(predict(files, asked, config), expected, strict=True):
+        assert isinstance(one, Prediction)
+        np.testing.assert_allclose(list(one.probabilities.values()), chances, atol=1e-5)
+
+
 def test_files_that_cannot_be_read_do_not_stop_the_others(
     tmp_path: Path, make_hospital: MakeHospital, final: FinalModel
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from client.anchor import near_of
 from client.dataset import Images
 from client.features import channel_statistics
 from client.losses import make_loss
@@ -20,7 +21,9 @@ from client.train import Trained
 from common.errors import DivergedError, PrivacyError
 from common.imaging import Augmentation
 from common.models import FederatedModel, build_model
-from common.study import Study, Training
+from common.study import Study
+from common.training import Training
+from common.weights import take
 
 CPU = torch.device("cpu")
 NOBODY = 1e-12
@@ -199,6 +202,24 @@ def test_the_proximal_term_is_added_whole(make: MakeStudy, both: dict[str, Image
     term = -rate * mu * flat(first)
     assert term.norm() > 10 * rate * clip  # beyond what clipped gradients could do
     assert ((flat(found) - flat(without)) - term).norm() <= 1e-3 * term.norm()
+
+
+def test_the_anchor_is_added_whole(make: MakeStudy, both: dict[str, Images]) -> None:
+    """A step adds anchor_weight (w - w0) for the backbone, which no bound of the gradients cuts."""
+    rate, anchor, clip = 0.125, 2.0, 1e-2
+    training = {"anchor_weight": anchor, "head_lr": rate, "backbone_lr": rate}
+    study, plan = make(("ct", "mr"), training=training), plan_for(both, clip_norm=clip)
+    found = []
+    for off in (0.0, 1.0):
+        model = model_of(study)
+        initial = take(model, model.state_dict())
+        near = near_of(model, study, {name: value + off for name, value in initial.items()})
+        train_privately(model, both, study, plan, device=CPU, near=near)
+        found.append({name: value.detach() for name, value in model.named_parameters()})
+    here, there = found
+    for name, value in there.items():
+        pull = rate * anchor if name.startswith("backbone.") else 0.0
+        assert torch.allclose(value - here[name], torch.full_like(value, pull), atol=1e-5), name
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])

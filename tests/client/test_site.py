@@ -621,6 +621,31 @@ def test_local_normalisation_goes_on_where_it_was(
     assert digests(replies[0].metrics) == digests(replies[1].metrics)
 
 
+def test_personal_heads_stay_and_last(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """They are trained, kept on disk, used again after a restart, and are in no reply (FedPer)."""
+    study, config = make_study(("ct", "mr"), federation={"personal": "head"}), make_hospital()
+    order = make_order(study, tasks=["ct"])
+    assert order.base is not None
+    assert set(order.groups) == {"shared", "statistics"}
+    reply = answered(Site(config), order)
+    assert set(reply.groups) == set(reply.weights) == {"shared", "statistics"}
+
+    (file,) = (config.state / "studies").rglob("local-1.safetensors")
+    kept = load_file(file)
+    heads = {f"heads.{task}.{part}" for task in ("ct", "mr") for part in ("weight", "bias")}
+    assert set(kept) == heads
+    changed = {name for name in heads if not np.array_equal(kept[name], order.base[name])}
+    assert changed == {"heads.ct.weight", "heads.ct.bias"}  # it has no images of the other task
+
+    again = Site(config)
+    own = model_of(order)
+    put(own, kept)
+    later = answered(again, make_order(study, "evaluate", tasks=["ct"], number=2, with_base=False))
+    assert digests(later.metrics) == metrics_by_hand(again, order, own)
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_round_redone_gives_the_same(
     restarted: bool,  # noqa: FBT001 - a parameter of the test

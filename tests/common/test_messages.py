@@ -20,6 +20,7 @@ from common.errors import ReplyError, StudyMismatchError
 from common.held_out import SPLIT_OF
 from common.messages import (
     MESSAGE_TYPES,
+    MOST_LOWERED,
     Counted,
     Declaration,
     Order,
@@ -35,6 +36,7 @@ from common.messages import (
 )
 from common.packed_arrays import PackedArrays
 from common.study import Study
+from common.training import MOST_SITES
 from common.versions import PROTOCOL
 from common.wire_arrays import WireArrays
 
@@ -113,6 +115,17 @@ def test_an_order_arrives_as_it_was_sent(kind: messages.Kind, base: Arrays | Non
     if base is not None:
         assert found.base is not None
         assert digest(found.base) == digest(base)
+
+
+@pytest.mark.parametrize("place", [None, 0, MOST_SITES - 1])
+@pytest.mark.parametrize(("lowered", "model_round"), [(0, None), (0, 0), (3, 1), (MOST_LOWERED, 1)])
+def test_an_order_says_what_its_round_does_not(
+    lowered: int, model_round: int | None, place: int | None
+) -> None:
+    """How often rates were lowered, whose model it brings and to whom, come back as sent."""
+    sent = order()._replace(lowered=lowered, model_round=model_round, place=place)
+    found = order_from_record(wired(order_to_record(sent)))
+    assert (found.lowered, found.model_round, found.place) == (lowered, model_round, place)
 
 
 def test_a_reply_arrives_as_it_was_sent() -> None:
@@ -225,6 +238,11 @@ def test_the_names_of_an_order_are_frozen() -> None:
         "round": 2, "base": "ab" * 32,
     }  # fmt: skip
     assert "base" not in order_to_record(order(base=None))
+    more = order_to_record(order()._replace(lowered=2, model_round=0, place=1)).config_records[
+        "order"
+    ]
+    told = {"lowered": 2, "model_round": 0, "place": 1}
+    assert {name: more[name] for name in more if name not in record["order"]} == told
     assert PROTOCOL == 1
     assert dict(MESSAGE_TYPES) == {"check": "query", "train": "train", "evaluate": "evaluate"}
 
@@ -439,7 +457,9 @@ def test_records_of_other_names_are_left_to_the_ingress() -> None:
         ("protocol", 2), ("protocol", "1"), ("protocol", ...), ("kind", "steal"), ("kind", ...),
         ("study", "{"), ("study", "[]"), ("study", "{}"), ("study", 3), ("study", ...),
         ("digest", "0" * 64), ("digest", ...), ("round", -1), ("round", "x"), ("round", ...),
-        ("base", "xyz"), ("base", ...),
+        ("base", "xyz"), ("base", ...), ("lowered", -1), ("lowered", MOST_LOWERED + 1),
+        ("lowered", 1.0), ("model_round", -1), ("model_round", "x"), ("rate", 1.0),
+        ("place", -1), ("place", MOST_SITES), ("place", 0.0), ("place", "a"),
     ],
 )  # fmt: skip
 def test_a_malformed_order_is_refused(key: str, value: Any) -> None:

@@ -178,7 +178,6 @@ def test_mean_and_std_are_the_backbones_unless_the_study_says_otherwise() -> Non
         ("test_resnet", "last:1", "local", "local"),
         ("test_resnet", "head", "average", "frozen"),
         ("test_vit", "all", "average", "absent"),
-        ("test_vit", "all", "local", "absent"),
     ],
 )
 def test_reports_say_what_happens_to_batch_norm(

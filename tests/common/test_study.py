@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from common import federation, training
 from common import study as sections
 from common.errors import StudyError
 from common.section import Section
@@ -61,9 +62,10 @@ SMALL: dict[str, Any] = {
 }
 
 KEYS = {
-    "Study": ["name", "rounds", "seed", "backbone", "tasks", "training", "split", "evaluation",
-              "privacy", "central_privacy", "federation"],
+    "Study": ["name", "rounds", "seed", "backbone", "ensemble", "tasks", "training", "split",
+              "evaluation", "privacy", "central_privacy", "federation"],
     "Backbone": ["name", "weights", "sha256", "image_size", "normalisation", "mean", "std"],
+    "Member": ["name", "weights", "sha256", "seed"],
     "Task": [
         "modality", "classes", "positive", "window", "slices", "intensity", "per_patient",
         "preparation", "augmentation",
@@ -75,21 +77,30 @@ KEYS = {
         "rotation", "zoom", "flip", "contrast", "brightness", "elastic", "noise",
     ],
     "Training": [
-        "local_epochs", "batch_size", "optimizer", "head_lr", "backbone_lr", "weight_decay",
-        "loss", "focal_gamma", "train", "clip_norm",
+        "local_epochs", "batch_size", "optimizer", "momentum", "head_lr", "backbone_lr",
+        "layer_decay", "layer_decay_floor", "weight_decay", "schedule", "loss", "focal_gamma",
+        "hybrid_share", "class_weights", "sampling", "source_weighting", "label_smoothing",
+        "anchor_weight", "distillation_weight", "task_weight", "dropout", "train", "phases",
+        "unfreeze_every", "clip_norm", "views", "adversarial_weight", "adversarial_sites",
     ],
+    "Schedule": ["kind", "warmup_rounds", "period", "growth", "factor", "patience", "floor"],
+    "Phase": ["rounds", "train"],
     "Privacy": ["epsilon", "delta", "clip_norm", "images_per_patient", "spare_rounds"],
     "CentralPrivacy": [
         "noise_multiplier", "clip_norm", "clipping", "target_quantile", "clip_learning_rate",
         "count_noise", "delta",
     ],
-    "Evaluation": ["attention", "attention_patients"],
+    "Evaluation": ["attention", "attention_patients", "normalisation"],
     "Split": ["validation", "test"],
     "Federation": [
-        "strategy", "options", "weighting", "update_dtype", "update_norm", "quorum", "fraction",
-        "deadline_s",
+        "strategy", "options", "weighting", "personal", "update_dtype", "update_norm", "quorum",
+        "fraction", "deadline_s", "score", "keep", "average_last", "early_stopping",
     ],
+    "EarlyStopping": ["patience", "least_gain"],
 }  # fmt: skip
+
+
+SECTIONS = vars(sections) | vars(training) | vars(federation)
 
 
 def with_value(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -121,7 +132,7 @@ def load_text(text: str) -> Study:
     [
         ("backbone.nmae", "x", "backbone.nmae", "'name'"),
         ("tasks.t.windwo", [1, 2], "tasks.t.windwo", "'window'"),
-        ("reports", {}, "reports", "known are backbone, central_privacy, evaluation"),
+        ("reports", {}, "reports", "known are backbone, central_privacy, ensemble"),
         ("rounds", 2.5, "rounds", "correct the value"),
         ("rounds", 0, "rounds", "correct the value"),
         ("rounds", True, "rounds", "correct the value"),
@@ -273,13 +284,13 @@ def test_the_keys_are_frozen() -> None:
     """Names and order of the keys are public: study files of older releases rely on them."""
     found = {
         name: list(value.model_fields)
-        for name, value in vars(sections).items()
+        for name, value in SECTIONS.items()
         if isinstance(value, type) and issubclass(value, BaseModel) and name in KEYS
     }
     assert found == KEYS
     others = [
         name
-        for name, value in vars(sections).items()
+        for name, value in SECTIONS.items()
         if isinstance(value, type) and issubclass(value, Section) and name not in KEYS
     ]
     assert others == ["Section"]
@@ -422,6 +433,25 @@ def test_attention_is_part_of_the_digest() -> None:
     again = Study.parse(json.loads(Study.parse(asked).wire()))
     assert again.evaluation == Study.parse(asked).evaluation
     assert again.evaluation.attention_patients == 200
+
+
+def test_adapted_normalisation_is_part_of_the_digest() -> None:
+    """A study with stored statistics has the digest of before; with attention or without."""
+    asked = with_value(SMALL, "evaluation", {"attention": "hirescam"})
+    for values in (SMALL, asked):
+        evaluation = values.get("evaluation", {})
+        stored, adapted = (
+            Study.parse(with_value(values, "evaluation", evaluation | {"normalisation": which}))
+            for which in ("stored", "adapted")
+        )
+        assert stored.digest() == Study.parse(values).digest() != adapted.digest()
+        again = Study.parse(json.loads(adapted.wire()))
+        assert again.evaluation.adapted
+        assert again.digest() == adapted.digest()
+    assert set(json.loads(adapted.wire())["evaluation"]) == set(asked["evaluation"]) | {
+        "attention_patients",
+        "normalisation",
+    }
 
 
 PRIVATE_DIGEST = "a75ba4ba46b19ac6000e6807fb0fd09295e8aabd07d84e2b060bbed1c2737a8a"

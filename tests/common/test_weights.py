@@ -19,12 +19,14 @@ TASKS = {
     "mr": {"modality": "MR", "classes": ["a", "b", "c"]},
 }
 SMALL = ("test_resnet", "test_vit", "test_convnext", "mobilenetv3_small_050")
+WITH_BATCH_NORM = ("test_resnet", "mobilenetv3_small_050")  # the others are refused with "local"
 TRAIN = ("all", "last:1", "head")
 CASES = [
-    *((name, 64, norm, train) for name in SMALL for norm in ("average", "local", "frozen")
+    *((name, 64, norm, train) for name in SMALL for norm in ("average", "frozen")
       for train in TRAIN),
+    *((name, 64, "local", train) for name in WITH_BATCH_NORM for train in TRAIN),
     ("vit_tiny_patch16_224", 96, "average", "all"),
-    ("swin_tiny_patch4_window7_224", 64, "local", "last:2"),
+    ("swin_tiny_patch4_window7_224", 64, "average", "last:2"),
     ("levit_128s", 224, "local", "all"),
 ]  # fmt: skip
 case = pytest.mark.parametrize(("name", "size", "normalisation", "train"), CASES)
@@ -224,3 +226,19 @@ def test_put_refuses_misfits_and_changes_nothing(misfit: dict[str, Array]) -> No
     assert digest(take(model, names)) == before
     put(model, good)
     assert digest(take(model, names)) != before
+
+
+@pytest.mark.parametrize("normalisation", ["average", "local"])
+def test_personal_heads_stay_at_the_sites(normalisation: str) -> None:
+    """No head travels; all of them begin with the base, and the rest is as without (FedPer)."""
+    _, plain, study = built("test_resnet", 32, normalisation, "all")
+    federation = study.federation.model_copy(update={"personal": "head"})
+    personal = study.model_copy(update={"federation": federation})
+    layout = layout_of(build_model(personal), personal)
+    heads = {name for task in study.tasks for name in plain.groups[head_group(task)]}
+    assert set(layout.local) == set(plain.local) | heads
+    assert layout.base == plain.base
+    assert all(layout.groups[head_group(task)] == () for task in study.tasks)
+    assert all(layout.groups[name] == plain.groups[name] for name in (SHARED, STATISTICS))
+    shared = (SHARED,) if normalisation == "local" else (SHARED, STATISTICS)
+    assert layout.groups_of(study.tasks) == shared

@@ -21,6 +21,8 @@ from server.checkpoint import (
     StoredArrays,
     find_checkpoint,
     has_begun,
+    model_round_of,
+    save_ending,
     save_model,
     save_round,
 )
@@ -165,6 +167,30 @@ def test_the_header_says_which_study_and_round_it_is(study: Study, tmp_path: Pat
         notes = json.loads(file.metadata()[NOTES])
     assert (notes["study"], notes["study_digest"]) == ("study", study.digest())
     assert notes["round"] == "7"
+
+
+def test_what_a_study_ends_with_takes_the_place_of_the_last_model(
+    study: Study, tmp_path: Path
+) -> None:
+    """The rounds that are done, sites and state stay; the model says whose it is."""
+    path = save_round(tmp_path, ARRAYS, STATES, study, 7, ("a", "b"))
+    before = find_checkpoint(tmp_path, study)
+    assert (before.model_round, before.has_ended, before.averaged) == (7, False, ())
+    assert model_round_of(path) == 7
+    (tmp_path / f".{MODEL}.abc123").write_bytes(b"half")
+    other = {name: np.zeros_like(value) for name, value in ARRAYS.items()}
+    for model_round, averaged in ((4, ()), (7, (6, 7))):
+        save_ending(tmp_path, other, model_round=model_round, averaged=averaged)
+        found = find_checkpoint(tmp_path, study)
+        assert (found.round, found.members) == (7, ("a", "b"))
+        assert {g: digest(state) for g, state in found.states.items()} == {
+            g: digest(state) for g, state in before.states.items()
+        }
+        ended = (found.model_round, found.has_ended, found.averaged)
+        assert ended == (model_round, True, averaged)
+        assert model_round_of(path) == model_round
+        assert digest(StoredArrays(path, tuple(ARRAYS))) == digest(other)
+        assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_until_the_model_is_there_the_round_before_counts(study: Study, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Laws of following a study: it ends when the study does, and says how."""
 
+import dataclasses
 import io
 import threading
 import time
@@ -79,6 +80,16 @@ def test_every_round_is_a_line_until_the_end(
         "round 2: 1 of 2 sites; silent: east; grade AUROC 0.500 (validation); 3 s",
         "final measurement: 1 of 2 sites; silent: east; grade AUROC 0.500 (validation); 3 s",
     ]
+
+
+def test_a_best_model_is_named() -> None:
+    """The measurement of an earlier round's model says whose it is."""
+    found = dataclasses.asdict(record(3))
+    assert follow.described(found).startswith("final measurement: 1 of 2 sites")
+    found |= {"round": 4, "model_round": 1}
+    assert follow.described(found).startswith(
+        "final measurement (the model of round 1, the best): 1 of 2 sites"
+    )
 
 
 def test_a_half_written_line_is_not_read(config: ServerConfig, folder: StudyFolder) -> None:

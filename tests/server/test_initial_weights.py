@@ -1,5 +1,6 @@
 """Laws of where the network begins."""
 
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 from common.arrays import digest
 from common.errors import MissingFolderError, StudyError, UnknownBackboneError, WeightsError
@@ -19,6 +22,7 @@ from common.models import build_model
 from common.study import Study
 from common.weights import take
 from server.checkpoint import save_model
+from server.cli import app
 from server.initial_weights import Start, initial_model
 
 Make = Callable[..., Study]
@@ -66,6 +70,36 @@ def test_a_file_with_another_head_loads_its_backbone(
     assert loaded(start, pretrained) == []
     heads = [name for name in start.model.state_dict() if name.startswith("heads.")]
     assert digest(take(start.model, heads)) == digest(take(build_model(study), heads))
+
+
+def test_members_of_an_ensemble_have_weights_of_their_own(
+    make_study: Make, tmp_path: Path, pretrained: dict[str, Tensor]
+) -> None:
+    """Each member loads what the study says of it, and the command tells of all of them."""
+    other = timm.create_model("test_vit", img_size=32, num_classes=0).state_dict()
+    for name, state in {NAME: pretrained, "test_vit": other}.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+    values = study_with(make_study, f"{NAME}.safetensors").model_dump(exclude_none=True)
+    own = {"name": "test_vit", "weights": "test_vit.safetensors"}
+    values["ensemble"] = [own, {}, {"name": "test_vit", "weights": "none"}]
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(values))
+    study = Study.load(tmp_path / "study.toml")
+    start = initial_model(study)
+    state = start.model.state_dict()
+    built = build_model(study).state_dict()
+    sources = [{f"backbone.members.0.{name}": value for name, value in other.items()}]
+    sources += [{f"backbone.members.1.{name}": value for name, value in pretrained.items()}, built]
+    for number, source in enumerate(sources):
+        names = [name for name in state if name.startswith(f"backbone.members.{number}.")]
+        assert names
+        assert all(torch.equal(state[name], source[name]) for name in names)
+    assert start.left_out == ("members.1.fc.bias", "members.1.fc.weight")
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "study.toml"), "--json"])
+    told = json.loads(done.stdout)
+    assert told["weights"]["source"] == f"test_vit.safetensors, {NAME}.safetensors, none"
+    assert told["digest"] == study.digest()
+    sent = sum(part["count"] for name, part in told["arrays"].items() if name != "sent once")
+    assert sent > len(pretrained) + len(other)
 
 
 @pytest.mark.parametrize(

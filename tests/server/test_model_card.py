@@ -102,6 +102,24 @@ def test_the_card_has_the_headings_of_mitchell(records: list[RoundRecord]) -> No
     assert NOTICE in text.split("## ")[0]
 
 
+def test_the_card_says_how_the_study_ended(records: list[RoundRecord]) -> None:
+    """Why it stopped early, whether its model is the best round's, or which were averaged."""
+    plain = section(markdown(card_of(make_study(), records), make_study()), "Model details")
+    assert "best" not in plain
+    assert "mean" not in plain
+    records[2].stopped = "Stopped early after round 2 of 9: nothing came of it."
+    records[2].model_round = 1
+    study = make_study(federation={"keep": "best"})
+    card = card_of(study, records) | facts_of(study, records, 1)
+    told = section(markdown(card, study), "Model details")
+    assert f"- {records[2].stopped}\n" in told
+    assert "- The model is that after round 1, the best on validation patients.\n" in told
+    assert "Each site measured this model" in markdown(card, study)
+    records[2].model_round, records[2].averaged = 2, [1, 2]
+    told = section(markdown(card_of(make_study(), records), make_study()), "Model details")
+    assert "- The model is the mean of those after rounds 1 to 2.\n" in told
+
+
 def test_figures_stand_with_their_intervals(records: list[RoundRecord]) -> None:
     """All sites and each site have a row; a figure that is undefined is a dash."""
     study = make_study()
@@ -227,3 +245,22 @@ def test_where_the_model_looks_is_told_where_sites_reported_it(records: list[Rou
     assert "| share on the image's border | 40 | 0.200 | 0.190 |" in told
     assert "| highest point within the mask or box | 12 | 0.750 | 0.100 |" in told
     assert "burned in" not in told
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"federation": {"personal": "head"}}, ("without the heads of lung", "backbone alone")),
+        ({"evaluation": {"normalisation": "adapted"}}, ("one linear head", "of single images")),
+    ],
+)
+def test_figures_of_something_else_are_no_thresholds(
+    sections: dict[str, Any], words: tuple[str, ...], records: list[RoundRecord]
+) -> None:
+    """Where the sites measured another network than the file holds, the card says so."""
+    study = make_study(**sections)
+    card = card_of(study, records)
+    assert card_of(make_study(), records)["operating"]
+    assert card["operating"] == {}
+    assert card["figures"]
+    assert all(word in markdown(card, study) for word in words)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common import metrics
 from common.errors import OutputError, QuorumError
 from common.messages import Order, Reply
 from common.seeds import stream
@@ -22,6 +23,16 @@ Make = Callable[..., Any]
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 KILLED = 9
 NAMES = ("a", "b", "c")
+ENDINGS: dict[str, dict[str, Any]] = {
+    "early": {"rounds": 9, "early_stopping": {"patience": 1}},
+    "best": {"rounds": 3, "keep": "best"},
+    "average": {"rounds": 3, "average_last": 2},
+    "early and best": {"rounds": 9, "keep": "best", "early_stopping": {"patience": 2}},
+}
+TOLD = (
+    "round", "model_round", "combined", "answered", "tasks", "training", "score", "averaged",
+    "stopped",
+)  # fmt: skip
 
 
 def of_its_own(reply: Reply, order: Order) -> Reply:
@@ -32,6 +43,17 @@ def of_its_own(reply: Reply, order: Order) -> Reply:
         for group, own in reply.groups.items()
     }
     return reply._replace(groups=changes)
+
+
+def judged(reply: Reply, order: Order) -> Reply:
+    """Make the AUROC that a site reports hang on the model that it was sent, and nothing else."""
+    model = order.groups["shared"]["backbone.weight"]
+    rng = np.random.default_rng(model.view(np.uint32).ravel())
+    state = metrics.update(
+        metrics.zero(2, 1), rng.normal(scale=3.0, size=(4, 2)), np.array([0, 1, 0, 1]), 1
+    )
+    told = dict(metrics.to_arrays(metrics.with_patients(state, 2)))
+    return reply._replace(metrics=dict.fromkeys(reply.metrics, told))
 
 
 def broken(reply: Reply, _order: Order) -> Reply:
@@ -73,7 +95,7 @@ def coordinator(make_site: Make, make_grid: Make, play_on: Make) -> Callable[...
         study: Study, folder: Path, clock: Clock | None = None, *, sites: Mapping[str, Any] = {}
     ) -> None:
         def spoil(reply: Reply, order: Order) -> Reply:
-            sent = of_its_own(reply, order)
+            sent = judged(of_its_own(reply, order), order)
             if clock is not None:
                 clock.tick()
             return sent
@@ -114,7 +136,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def told(line: dict[str, Any]) -> dict[str, Any]:
     """Return of a round's line what does not depend on when and how often it was played."""
-    return {key: line[key] for key in ("round", "combined", "answered", "tasks", "training")}
+    return {key: line[key] for key in TOLD}
 
 
 def left_over(folder: Path, whole: Path) -> set[str]:
@@ -147,6 +169,32 @@ def test_killed_at_any_moment_the_study_ends_as_if_it_had_not_been(
         assert found[-1] == expected[-1]
         assert left_over(folder, whole) <= {"strategies-1.safetensors"}
     assert died > 8
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_killed_at_any_moment_a_study_ends_after_the_same_round_with_the_same_model(
+    ending: str, coordinator: Make, make_small_study: Make, tmp_path: Path
+) -> None:
+    """Whether it stops early, or ends with its best model or an average, is as undisturbed.
+
+    Each way to end takes every fifth moment.
+    """
+    study, whole = make_small_study(**ENDINGS[ending]), tmp_path / "whole"
+    coordinator(study, whole)
+    expected = [told(line) for line in lines_of(whole)]
+    combined = [line for line in expected if line["combined"]]
+    assert ("early" in ending) == (expected[-1]["stopped"] != "") == (len(combined) < study.rounds)
+    for fatal in range(1 + list(ENDINGS).index(ending), 1000, 5):
+        folder = tmp_path / str(fatal)
+        if not in_a_process_that_dies(coordinator, study, folder, fatal):
+            break
+        coordinator(study, folder)
+        assert (folder / MODEL).read_bytes() == (whole / MODEL).read_bytes(), fatal
+        found = [told(line) for line in lines_of(folder)]
+        assert [line for line in found if line["combined"]] == combined, fatal
+        assert found[-1] == expected[-1]
+        assert not left_over(folder, whole)
+    assert fatal > 30
 
 
 def test_killed_over_and_over_the_study_comes_to_its_end(

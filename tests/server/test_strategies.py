@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from common.arrays import Array, Arrays, digest
+from common.federation import Federation
 from common.layout import SHARED, STATISTICS
 from common.packed_arrays import PackedArrays
-from common.study import Federation
 from common.study_faults import STRATEGY_OPTIONS
 from server import strategies
 from server.exact_sum import largest_change

@@ -14,6 +14,7 @@ from common.errors import MissingFolderError
 from simulations.benches import combine_parts, localisation, real
 from simulations.benches.__main__ import BENCHES
 from simulations.benches.result import KEYS, Result
+from simulations.benches.transfer_gain import gains_of
 
 HELPERS = {
     "__main__",
@@ -123,3 +124,18 @@ def test_the_made_up_round_uses_every_reply(tmp_path: Path) -> None:
     combine_parts.our_round(tmp_path, shapes, 3)()
     assert (tmp_path / "run-3" / "model.safetensors").exists()
     combine_parts.flower_round(tmp_path, shapes)()
+
+
+def test_transfer_gain_is_the_better_way_above_random_weights() -> None:
+    """Of each backbone the larger pretrained AUROC counts, whichever way it came from."""
+    aurocs = {
+        "a / from scratch": 0.6,
+        "a / pretrained, frozen": 0.75,
+        "a / pretrained, fine-tuned": 0.7,
+        "b / from scratch": 0.9,
+        "b / pretrained, frozen": 0.7,
+        "b / pretrained, fine-tuned": 0.85,
+        "HOG and LBP, SVM": 0.99,
+    }
+    rows = [{"row": row, "metrics": {"auroc": {"mean": value}}} for row, value in aurocs.items()]
+    assert gains_of(rows) == pytest.approx({"a": 0.15, "b": -0.05})

@@ -248,6 +248,56 @@ def test_local_normalisation_stays_at_its_site(
     assert not alike(one, start, layout.local)
 
 
+def test_personal_heads_stay_at_their_site(small: Path, study_of: StudyOf, tmp_path: Path) -> None:
+    """Each site ends with heads of its own; the coordinator's are those of the beginning."""
+    study = study_of("spots", federation={"personal": "head"})
+    result = played(study, small, tmp_path / "run")
+    one, other = (
+        site.prepare(study).store.load_local(study.rounds + 1) for site in result.sites[:2]
+    )
+    layout, start = initial(study)
+    assert set(layout.local) == {"heads.spots.weight", "heads.spots.bias"} == set(one) == set(other)
+    assert not alike(one, other, layout.local)
+    found = load_file(result.outcome.model)
+    assert alike(found, start, layout.local)
+    assert not alike(found, start, layout.groups["shared"])
+
+
+@pytest.mark.parametrize(
+    "federation",
+    [
+        {"strategy": "fedadam"},
+        {"strategy": "fedmedian", "quorum": 3},
+        {"strategy": "fedprox", "update_dtype": "float16", "update_norm": 1.0},
+    ],
+)
+def test_every_kind_of_strategy_bears_heads_that_do_not_travel(
+    small: Path, study_of: StudyOf, tmp_path: Path, federation: dict[str, Any]
+) -> None:
+    """Groups without arrays are nothing to a server's optimizer, to a median, to a bound."""
+    study = study_of(federation={"personal": "head", **federation})
+    result = played(study, small, tmp_path / "run")
+    assert [record.refused for record in result.outcome.records] == [{}] * (study.rounds + 1)
+    layout, start = initial(study)
+    found = load_file(result.outcome.model)
+    assert alike(found, start, layout.local)
+    assert not alike(found, start, layout.groups["shared"])
+
+
+def test_noise_at_the_coordinator_spares_personal_heads(
+    small: Path, study_of: StudyOf, tmp_path: Path, weights: Path
+) -> None:
+    """The noise is on what travels alone."""
+    study = study_of(
+        backbone={"weights": str(weights), "normalisation": "frozen"},
+        federation={"personal": "head", "weighting": "equal"},
+        central_privacy={"noise_multiplier": 1.0},
+    )
+    result = played(study, small, tmp_path / "run")
+    layout, start = initial(study)
+    assert alike(load_file(result.outcome.model), start, (*layout.local, *layout.base))
+
+
 @pytest.mark.parametrize("train", ["head", "last:1"])
 def test_what_is_frozen_travels_once(
     small: Path, study_of: StudyOf, tmp_path: Path, weights: Path, train: str

@@ -19,6 +19,7 @@ from common.errors import (
     MissingFolderError,
     OutputError,
 )
+from simulations.drawing import Scanner
 from simulations.hospitals import deal, make
 from simulations.phantoms import TASKS
 
@@ -65,6 +66,24 @@ def dataset(tmp_path: Path) -> Path:
 def write(folder: Path, columns: list[str], rows: list[list[str]]) -> None:
     with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
+
+
+def test_a_site_has_the_scanner_it_is_given(tmp_path: Path) -> None:
+    """The same patients look otherwise on another device; usual ones are drawn by chance."""
+    warm = Scanner("Warm", noise=1.0, blur=0.5, gain=1.0, bias=0.0, tint=(1.5, 1.0, 0.5))
+    (folder,) = make(
+        tmp_path, sites=1, patients=5, images=2, seed=3, tasks=("ocular-melanoma",),
+        scanner_of=lambda number, _: warm if number == 0 else pytest.fail("another site"),
+    )  # fmt: skip
+    (plain,) = make(
+        tmp_path / "plain", sites=1, patients=5, images=2, seed=3, tasks=("ocular-melanoma",)
+    )
+    image = table(folder, "ocular-melanoma")[0]["path"]
+    means = []
+    for made in (folder, plain):
+        pixels = np.asarray(Image.open(made / "ocular-melanoma" / image), float)
+        means.append(pixels[..., 0].mean() / pixels[..., 2].mean())
+    assert means[0] > 2 * means[1]
 
 
 def test_same_seed_gives_the_same_hospitals(phantoms: Path, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from simulations import across, benefit, matrix
 from simulations.across import Across, Federated
 from simulations.across_tables import across_tables
 from simulations.federation import find_hospitals, play
-from simulations.run import read_summary
-from simulations.yardsticks import Asked
+from simulations.run import read_summary, run_simulation
+from simulations.yardsticks import Asked, held_out
 
 StudyOf = Callable[..., Study]
 Floats = NDArray[np.float32]
@@ -243,8 +243,8 @@ def test_personal_models_are_those_that_the_sites_keep(
     folders = find_hospitals(small)[:2]
     play(study, folders, tmp_path / "run", threads=1)
     sites = [Site(SiteConfig.load(folder)) for folder in folders]
-    test = {"spots": sites[0].prepare(study).tasks["spots"].splits["test"]}
-    found = across.ask(study, sites, test, tmp_path / "run" / MODEL)
+    test, places = held_out(study, sites, "test")
+    found = across.ask(study, sites, test, places, tmp_path / "run" / MODEL)
     assert found.missing == {}
     for site in sites:
         own = final_model(site.config, study, device=CPU)
@@ -256,8 +256,31 @@ def test_personal_models_are_those_that_the_sites_keep(
         assert np.allclose(found.shared["spots"], logits, atol=1e-5)
     config = sites[1].config
     (SiteStore(config.state, study.digest())._folder / FINAL).unlink()
-    found = across.ask(study, sites, test, tmp_path / "run" / MODEL)
+    found = across.ask(study, sites, test, places, tmp_path / "run" / MODEL)
     assert found.missing == {config.name: across.NO_PERSONAL}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"federation": {"personal": "head"}}, {"evaluation": {"normalisation": "adapted"}}],
+)
+def test_models_are_asked_as_the_study_measures(
+    small: Path, study_of: StudyOf, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    """The matrix agrees with the federation's own figures; without heads nothing is global."""
+    study = study_of("spots", rounds=1, **sections)
+    folders = find_hospitals(small)[:2]
+    summary = run_simulation(study, folders, tmp_path / "run", threads=1, with_yardsticks=True)
+    rows = {row["model"]: row for row in summary["matrix"]["spots"]["rows"] if row["site"] is None}
+    assert (matrix.GLOBAL in rows) == ("federation" not in sections)
+    measured = rows[matrix.GLOBAL if "evaluation" in sections else matrix.PERSONAL_AT_HOME]
+    figures = summary["tasks"]["spots"]["patients"]["per_site"]
+    assert set(figures) == set(measured["per_site"])
+    for site, found in measured["per_site"].items():
+        assert found["loss"]["value"] == pytest.approx(figures[site]["loss"], rel=1e-5)
+    model = "global" if matrix.GLOBAL in rows else "personal"
+    for said in summary["benefit"]["spots"].values():
+        assert f"{model} model" in said["sentence"]
 
 
 def test_tables_fit_a_terminal(study: Study) -> None:

@@ -1,0 +1,58 @@
+"""Laws of what is refused because of the network: a way that it has no place for."""
+
+from typing import Any
+
+import pytest
+
+from common.errors import StudyError
+from common.models import build_model
+from common.study import Study
+
+
+def study_of(name: str, backbone: dict[str, Any] | None = None, **training: Any) -> Study:
+    start = {"name": name, "weights": "start.safetensors", "image_size": 32}
+    return Study.parse(
+        {
+            "name": "study",
+            "rounds": 9,
+            "backbone": start | (backbone or {}),
+            "tasks": {"ct": {"modality": "CT", "classes": ["a", "b"]}},
+            "training": training,
+        }
+    )
+
+
+def test_rates_cannot_fall_over_two_layers() -> None:
+    """Layer-wise decay is refused on LeNet-5, and is possible on a network of four layers."""
+    with pytest.raises(StudyError, match="2 layer groups") as refused:
+        build_model(study_of("lenet5", layer_decay=0.5))
+    assert "backbone_lr" in refused.value.message
+    build_model(study_of("lenet5"))
+    build_model(study_of("baseline_cnn", layer_decay=0.5))
+
+
+@pytest.mark.parametrize("name", ["lenet5", "squeezenet1_1", "test_vit", "test_efficientnet_gn"])
+def test_what_a_network_lacks_cannot_stay_at_a_site(name: str) -> None:
+    """Local normalisation is refused without batch norm; the remedy is to leave it out."""
+    with pytest.raises(StudyError, match="no batch normalisation") as refused:
+        build_model(study_of(name, {"normalisation": "local"}))
+    assert "leave it out" in refused.value.message
+    build_model(study_of(name))
+
+
+def test_both_are_told_at_once() -> None:
+    """A study that asks for two ways in vain hears of both."""
+    with pytest.raises(StudyError) as refused:
+        build_model(study_of("lenet5", {"normalisation": "local"}, layer_decay=0.5))
+    assert refused.value.message.count("\n  - ") == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train", "last:1"), ("train", "head"), ("layer_decay", 0.5), ("unfreeze_every", 2)],
+)
+def test_a_network_without_stages_says_so(key: str, value: Any) -> None:
+    """Of a network that timm does not divide no part can be frozen; all of it can be trained."""
+    with pytest.raises(StudyError, match=f"training.{key}: timm does not divide"):
+        build_model(study_of("poolformer_s12", **{key: value}))
+    build_model(study_of("poolformer_s12"))

@@ -24,7 +24,7 @@ from client.reading_pass import RowRead, read_rows, workers_of
 from client.split import SPLITS
 from client.thumbnails import thumbnail
 from common.errors import DataError, EmptyManifestError, PrivacyError, RarefedError
-from common.messages import Declaration
+from common.statements import Declaration
 from common.study import Study, Task
 
 SHOWN_ROWS = 24

@@ -19,13 +19,14 @@ from client.attention_suppression import Looked, may_report, withheld_attention
 from client.config import Limits
 from client.suppression import Behind, Key, stated, withheld
 from common import attention as attention_sums
-from common import errors, metrics
+from common import errors, metrics_wire
 from common.arrays import Arrays, form_of, pieces_of, size_in_bytes
 from common.attention import ATTENTION, Table
 from common.errors import EgressError, RarefedError, ReplyError
 from common.held_out import HELD_OUT, SPLIT_OF
-from common.messages import Counted, Declaration, Order, Reply, Training, rounded
+from common.messages import Order, Reply
 from common.metrics import MetricState
+from common.statements import Counted, Declaration, Training, rounded
 from common.update_norm import is_within
 from common.versions import software_version
 
@@ -230,7 +231,7 @@ def _metrics_faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Ite
             continue
         task = tasks[name]
         try:
-            state = metrics.from_arrays(arrays, len(task.classes), task.positive_index)
+            state = metrics_wire.from_arrays(arrays, len(task.classes), task.positive_index)
         except ReplyError as error:
             yield f"{name}, {split}: {error.message}"
             continue

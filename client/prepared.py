@@ -21,9 +21,9 @@ from client.store import SiteStore
 from client.suppression import Behind, Key, stated
 from common.held_out import HELD_OUT
 from common.layout import Layout
-from common.messages import Counted, Declaration, Splits
 from common.models import FederatedModel, build_model
 from common.private_models import check_private
+from common.statements import Counted, Declaration, Splits
 from common.study import Study
 from common.versions import software_version
 from common.weights import layout_of

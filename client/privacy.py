@@ -10,7 +10,8 @@ Shapes: n patients of a chunk, B images, D features.
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,15 @@ from client.dataset import Images
 from client.features import FrozenFeatures, frozen_features
 from client.frozen_stages import frozen_part
 from client.losses import Loss, make_loss
-from client.optim import add_proximal_gradient, make_optimizer, set_rates
+from client.objective import make_pull
+from client.optim import make_optimizer, set_rates
 from client.plan import Plan
 from client.private_batches import Chunk, Picture, chunks, draw, pictures_by_patient
 from client.private_check import faults_of
 from client.private_gradients import PatientGradients
 from client.private_noise import noise_for
 from client.schedule import rate_factors
-from client.train import Inputs, Trained, training_inputs
+from client.train import Inputs, Trained, is_finite, training_inputs
 from common.errors import DivergedError, PrivacyError
 from common.models import FederatedModel
 from common.private_models import check_private
@@ -95,30 +97,27 @@ def train_privately(
             f"The plan is for {plan.patients} training patients, but there are {len(patients)}.",
             remedy="Plan again for the patients that there are.",
         )
-    # A head whose task the site does not hold would get nothing but noise.
-    absent = [model.heads[task] for task in set(study.tasks) - set(images)]
+    schedule = study.training.schedule
+    factors = rate_factors(schedule, number, study.rounds, plan.steps, lowered=lowered)
+    with _without_heads(model, set(study.tasks) - set(images)), torch.random.fork_rng():
+        # For dropout and augmentation: with a seed that others know, a patient would shift the
+        # others' masks and variations.
+        torch.manual_seed(secrets.randbits(63))
+        features = features or frozen_features(model, device, study.backbone.image_size)
+        return _train(
+            model, images, patients, study, plan,
+            device=device, factors=factors, near=near, features=features,
+        )  # fmt: skip
+
+
+@contextmanager
+def _without_heads(model: FederatedModel, tasks: Collection[str]) -> Iterator[None]:
+    """Have the heads of tasks that the site does not hold not train: they would get noise alone."""
+    absent = [model.heads[task] for task in tasks]
     for head in absent:
         head.requires_grad_(requires_grad=False)
     try:
-        with torch.random.fork_rng():
-            # For dropout and augmentation: with a seed that others know, a patient would shift
-            # the others' masks and variations.
-            torch.manual_seed(secrets.randbits(63))
-            features = features or frozen_features(model, device, study.backbone.image_size)
-            factors = rate_factors(
-                study.training.schedule, number, study.rounds, plan.steps, lowered=lowered
-            )
-            return _train(
-                model,
-                images,
-                patients,
-                study,
-                plan,
-                device=device,
-                factors=factors,
-                near=near,
-                features=features,
-            )
+        yield
     finally:
         for head in absent:
             head.requires_grad_()
@@ -136,8 +135,7 @@ def _train(
     near: Near | None,
     features: FrozenFeatures | None,
 ) -> Trained:
-    mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
-    start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
+    pull = make_pull(model, study, near)
     optimizer = make_optimizer(model, study.training)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     network = model if features is None else features.network
@@ -163,12 +161,10 @@ def _train(
                 seen += chunk.patients * chunk.images_each
             add_noise(sums)
             # After the noise: these hang on no patient, and are not to be cut with one.
-            add_proximal_gradient(model, start, mu)
-            if near is not None:
-                near.gradient(model)
+            pull()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+    if not is_finite(model):
         raise _diverged(f"The network is no longer finite after {plan.steps} steps.")
     return Trained(plan.steps, total / seen if seen else 0.0)
 

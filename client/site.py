@@ -25,21 +25,15 @@ from client.site_log import open_log
 from client.store import FINAL, FIRST
 from client.suppression import Key, suppress
 from client.train import Trained, train
-from common import metrics
+from common import metrics_wire
 from common.arrays import Array
 from common.attention import ATTENTION
 from common.attention import to_arrays as sums_to_arrays
 from common.errors import OrderError, PrivacyError, RarefedError, StudyMismatchError
 from common.held_out import HELD_OUT, OF_PATIENTS
-from common.messages import (
-    Declaration,
-    Order,
-    Reply,
-    Training,
-    order_from_record,
-    reply_to_record,
-)
+from common.messages import Order, Reply, order_from_record, reply_to_record
 from common.seeds import stream
+from common.statements import Declaration, Training
 from common.study import Study
 from common.weights import take
 
@@ -222,9 +216,9 @@ class Site:
                     features=features,
                     adapted=prepared.study.evaluation.adapted,
                 )
-                result[name, split] = metrics.to_arrays(found.of_images)
+                result[name, split] = metrics_wire.to_arrays(found.of_images)
                 if found.of_patients is not None:
-                    result[name, OF_PATIENTS[split]] = metrics.to_arrays(found.of_patients)
+                    result[name, OF_PATIENTS[split]] = metrics_wire.to_arrays(found.of_patients)
         return result
 
     def _look(self, prepared: Prepared) -> dict[str, "Attention"]:

@@ -39,12 +39,13 @@ from typing import Any, NamedTuple
 
 from client.config import Limits
 from client.merged_bins import Least, merged
-from common import metrics
+from common import metrics, metrics_wire
 from common.arrays import Arrays
 from common.errors import ReplyError
 from common.held_out import HELD_OUT, SPLIT_OF
-from common.messages import Order, Reply, Training, rounded
+from common.messages import Order, Reply
 from common.metrics import MetricState
+from common.statements import Training, rounded
 
 Key = tuple[str, str]
 """A task, and the name of a state of one of its splits."""
@@ -102,7 +103,7 @@ def suppress(reply: Reply, order: Order, limits: Limits, behind: Mapping[Key, Be
             states[key] = _coarsened(state, _least(order, key, limits, behind), limits)
     dropped = withheld(states, order, limits, behind)
     kept: dict[Key, Arrays] = {
-        key: metrics.to_arrays(states[key]) if key in states else arrays
+        key: metrics_wire.to_arrays(states[key]) if key in states else arrays
         for key, arrays in reported.items()
         if key not in dropped
     }
@@ -169,7 +170,7 @@ def _state_of(arrays: Arrays, order: Order, key: Key) -> MetricState | None:
     if task is None:
         return None
     try:
-        return metrics.from_arrays(arrays, len(task.classes), task.positive_index)
+        return metrics_wire.from_arrays(arrays, len(task.classes), task.positive_index)
     except (ReplyError, AttributeError, TypeError, ValueError):
         return None
 

@@ -1,6 +1,6 @@
 """The local training of one round, on one page.
 
-Shapes: B batch, C channels, H height, W width, D features.
+Shapes: B batch, C channels, H height, W width.
 """
 
 import math
@@ -17,11 +17,10 @@ from client.anchor import Near
 from client.augment import augmented
 from client.dataset import Batch, Images
 from client.features import FrozenFeatures, channel_statistics
-from client.losses import make_loss, make_losses
-from client.optim import add_proximal_gradient, make_optimizer, set_rates
+from client.objective import Objective, make_pull
+from client.optim import make_optimizer, set_rates
 from client.preprocess import normalise
 from client.schedule import rate_factors
-from client.source_weights import source_weights
 from common.errors import DivergedError
 from common.imaging import varied
 from common.models import FederatedModel
@@ -69,60 +68,34 @@ def train(
         generator: Whence augmentation takes its randomness; torch's global one by default.
 
     Raises:
-        DivergedError: The loss or an array of the network is no longer finite; the caller
-            discards the model.
+        DivergedError: The loss or an array is no longer finite; the caller discards the model.
     """
-    training = study.training
-    weights = source_weights(model, images, study, device=device, features=features)
-    losses = {
-        name: (make_losses if name in weights else make_loss)(
-            training, _counts(own, len(study.tasks[name].classes))
-        )
-        for name, own in images.items()
-    }
-    optimizer = make_optimizer(model, training)
-    batches = list(batches)
-    factors = rate_factors(training.schedule, number, study.rounds, len(batches), lowered=lowered)
-    mu = study.federation.option("proximal_mu") if study.federation.strategy == "fedprox" else 0.0
-    start = {n: p.detach().clone() for n, p in model.named_parameters() if mu and p.requires_grad}
-    network = model if features is None else features.network
+    objective = Objective(
+        model, images, study, device=device, near=near, alignment=alignment, features=features
+    )
+    pull, optimizer = make_pull(model, study, near), make_optimizer(model, study.training)
     inputs = training_inputs(
         model, images, study, device=device, features=features, generator=generator
     )
+    batches, clip_norm = list(batches), study.training.clip_norm
+    steps, seen, total = len(batches), 0, 0.0
+    factors = rate_factors(study.training.schedule, number, study.rounds, steps, lowered=lowered)
     model.train()
-    network.train()
-    steps, seen, total = 0, 0, 0.0
-    for batch, factor in zip(batches, factors, strict=True):
+    (model if features is None else features.network).train()
+    for step, (batch, factor) in enumerate(zip(batches, factors, strict=True)):
         set_rates(optimizer, factor)
-        x = inputs(batch.task, batch.indices)
-        labels = images[batch.task].labels[torch.from_numpy(batch.indices)].to(device)
-
-        features_BD = network.features(x)
-        logits = network.classify_apart(features_BD, batch.task)
-        loss = losses[batch.task](logits, labels.repeat(network.members))
-        if batch.task in weights:
-            weights_B = weights[batch.task][torch.from_numpy(batch.indices).to(device)]
-            loss = (weights_B.repeat(network.members) * loss).mean()
-        objective = network.members * loss  # their sum: each learns as it would by itself
-        if near is not None:
-            objective = training.task_weight * objective + near.penalty(x, features_BD)
-        if alignment is not None:
-            objective = objective + alignment.loss(features_BD, steps / len(batches))
+        asked = objective.of(batch, inputs(batch.task, batch.indices), step / steps)
         optimizer.zero_grad(set_to_none=True)
-        objective.backward()
-        if near is not None:
-            near.gradient(model)
-        if mu:
-            add_proximal_gradient(model, start, mu)
-        if training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        asked.objective.backward()
+        pull()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
 
-        steps, seen, total = steps + 1, seen + len(labels), total + loss.item() * len(labels)
+        seen, total = seen + len(batch.indices), total + asked.loss.item() * len(batch.indices)
         if not math.isfinite(total):
-            raise _diverged(f"The loss is {loss.item()} after {steps} steps.")
-    # The loss of the last batch came before its step.
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+            raise _diverged(f"The loss is {asked.loss.item()} after {step + 1} steps.")
+    if not is_finite(model):  # the loss of the last batch came before its step
         raise _diverged(f"The network is no longer finite after {steps} steps.")
     return Trained(steps, total / seen if seen else 0.0)
 
@@ -173,10 +146,9 @@ def training_inputs(
     return inputs
 
 
-def _counts(images: Images, classes: int) -> list[int]:
-    """Return the number of images of each class."""
-    counts: list[int] = torch.bincount(images.labels, minlength=classes).tolist()
-    return counts
+def is_finite(model: FederatedModel) -> bool:
+    """Say whether every array of the network is finite."""
+    return all(bool(value.isfinite().all()) for value in model.state_dict().values())
 
 
 def _diverged(what: str) -> DivergedError:

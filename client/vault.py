@@ -23,14 +23,9 @@ from client.site import Site
 from client.store import SiteStore, remove_leftovers
 from common.bodies import read_body, write_body
 from common.errors import NotApprovedError, OrderError, PausedError, RarefedError
-from common.messages import (
-    MAX_COUNT,
-    Order,
-    order_from_record,
-    reply_to_record,
-    size_in_bytes,
-)
+from common.messages import Order, order_from_record, reply_to_record, size_in_bytes
 from common.seals import Seal, check_seal
+from common.statements import MAX_COUNT
 
 PAUSED_FILE = "paused"
 SPOOL = "spool"

@@ -23,13 +23,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic import Field, Json, ValidationError
 
 from common.arrays import Arrays
 from common.chained_log import Head
 from common.errors import OrderError, ReplyError, StudyError, StudyMismatchError
 from common.packed_arrays import PackedArrays
 from common.seals import COUNTERSIGNED
+from common.statements import Count, Declaration, Form, Name, Training
 from common.study import Study
 from common.training import MOST_SITES
 from common.versions import PROTOCOL
@@ -43,81 +44,11 @@ _AUDIT = "audit"
 
 Part = TypeVar("Part", ConfigRecord, MetricRecord)
 
-MAX_COUNT = 10**9
-"""No hospital has more patients, and no study more rounds; larger numbers are no numbers."""
-
 MOST_LOWERED = 10_000
 """Rates that were lowered so often are nothing; a count above it is none."""
 
-Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
-ROUNDED_TO = 5
-"""What a site rounds its numbers to that does not state them exactly."""
-
-
-def rounded(count: int) -> int:
-    """Return the nearest multiple of ``ROUNDED_TO``; what is not none stays above none."""
-    return ROUNDED_TO * max(min(count, 1), (count + ROUNDED_TO // 2) // ROUNDED_TO)
-
-
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Counted(_Form):
-    """How much of one split of one task a site holds, as it states it: exact or ``rounded``."""
-
-    patients: Count
-    images: Count
-
-
-class Splits(_Form):
-    """How much of each split of one task a site holds."""
-
-    train: Counted
-    validation: Counted
-    test: Counted
-
-
-class Declaration(_Form):
-    """What a site says of itself before the first round."""
-
-    software: Annotated[str, Field(max_length=40)]
-    base: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
-    """Digest of the base that the site holds for this study; empty when it holds none."""
-    tasks: dict[Name, Splits]
-    unreadable: dict[Name, Count]
-    patients: Count
-    """Training patients over all tasks, each counted once."""
-    each_image: tuple[Name, ...] = ()
-    """Tasks whose patients are not known, so that each image counts as a patient of its own."""
-
-    def weight(self, group: str, weighting: str) -> float:
-        """Return what this site's change of a group of arrays weighs."""
-        if weighting == "equal":
-            return 1.0
-        if group.startswith("head:"):
-            train = self.tasks[group.removeprefix("head:")].train
-            return float(train.patients if weighting == "patients" else train.images)
-        if weighting == "patients":
-            return float(self.patients)
-        return float(sum(splits.train.images for splits in self.tasks.values()))
-
-
-class Training(_Form):
-    """What the local training of one round was, in sums."""
-
-    steps: Count
-    loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
-    """Mean training loss over the round's images, by the study's loss; None in a study with
-    privacy, whose noise does not cover it."""
-    seconds: Seconds
-    evaluation_seconds: Seconds
-
-
-class _Header(_Form):
+class _Header(Form):
     protocol: int
     site: Name
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -127,7 +58,7 @@ class _Header(_Form):
     training: Training | None
 
 
-class _OrderHead(_Form):
+class _OrderHead(Form):
     protocol: int
     kind: Kind
     study: Json[dict[str, Any]]
@@ -139,7 +70,7 @@ class _OrderHead(_Form):
     place: Annotated[int, Field(ge=0, lt=MOST_SITES)] | None = None
 
 
-class _Head(_Form):
+class _Head(Form):
     entries: Count
     head: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 

@@ -6,12 +6,10 @@ history. Random numbers need no state: each stream is named by study and round.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from common import safetensors_form
@@ -20,6 +18,7 @@ from common.errors import OutputError
 from common.files import canonical_json, replacing, write_json
 from common.layout import Layout, arrays_sent_once
 from common.study import Study
+from server.stored_arrays import StoredArrays, not_readable
 
 MODEL = "model.safetensors"
 LAYOUT = "layout.json"
@@ -53,48 +52,6 @@ class Checkpoint(NamedTuple):
     """Rounds whose models were averaged into it."""
     places: tuple[str, ...] = ()
     """The sites in the order in which they joined, of a study that numbers them."""
-
-
-class StoredArrays(Mapping[str, Array]):
-    """Arrays of a safetensors file, mapped one at a time when they are asked for.
-
-    The library itself maps the file as a whole, and each page that was looked at once would stay
-    in this process's memory.
-
-    Args:
-        path: The file; what is read is this very one, also when another has taken its name.
-        names: Which of its arrays belong to the mapping, in their order.
-
-    Raises:
-        OutputError: The file cannot be read.
-    """
-
-    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self._names = names
-        try:
-            self._file = path.open("rb")
-            size = os.fstat(self._file.fileno()).st_size
-            length = safetensors_form.length_of(self._file.read(safetensors_form.LENGTH), size)
-            header = safetensors_form.parse_header(self._file.read(length))
-            self._begin = safetensors_form.LENGTH + length
-            tensors = safetensors_form.tensors_of(header, size - self._begin)
-        except (OSError, ValueError) as error:
-            raise _not_readable(path, error) from error
-        self._tensors = {tensor.name: tensor for tensor in tensors if tensor.name in set(names)}
-
-    def __getitem__(self, name: str) -> Array:
-        tensor = self._tensors[name]
-        if tensor.begin == tensor.end:
-            return np.zeros(tensor.shape, tensor.dtype)
-        shape, begin = (tensor.end - tensor.begin,), self._begin + tensor.begin
-        data = np.memmap(self._file, np.uint8, "r", begin, shape)
-        return np.asarray(data).view(tensor.dtype).reshape(tensor.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
@@ -254,7 +211,7 @@ def load_layout(folder: Path) -> Layout:
     try:
         return Layout.from_plain(json.loads((folder / LAYOUT).read_bytes()))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise _not_readable(folder / LAYOUT, error) from error
+        raise not_readable(folder / LAYOUT, error) from error
 
 
 def has_begun(folder: Path) -> bool:
@@ -277,7 +234,7 @@ def find_checkpoint(folder: Path, study: Study) -> Checkpoint:
         averaged = tuple(json.loads(notes.get("averaged", "[]")))
         places = tuple(json.loads(notes.get("places", "[]")))
     except (KeyError, TypeError, ValueError) as error:
-        raise _not_readable(path, error) from error
+        raise not_readable(path, error) from error
     if digest != study.digest():
         raise OutputError(
             f"{folder} holds another study, {name}, or another version of this one.",
@@ -297,7 +254,7 @@ def model_round_of(path: Path) -> int:
     try:
         return int(notes.get("model_round", notes["round"]))
     except (KeyError, ValueError) as error:
-        raise _not_readable(path, error) from error
+        raise not_readable(path, error) from error
 
 
 def _read_notes(path: Path) -> dict[str, str]:
@@ -305,7 +262,7 @@ def _read_notes(path: Path) -> dict[str, str]:
         with safe_open(path, framework="numpy") as file:
             notes: dict[str, str] = json.loads((file.metadata() or {})[NOTES])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _not_readable(path, error) from error
+        raise not_readable(path, error) from error
     return notes
 
 
@@ -317,12 +274,5 @@ def _read_states(path: Path) -> dict[str, dict[str, Array]]:
                 group, name = key.split(_SEPARATOR, 1)
                 states.setdefault(group, {})[name] = file.get_tensor(key)
     except (OSError, SafetensorError, ValueError) as error:
-        raise _not_readable(path, error) from error
+        raise not_readable(path, error) from error
     return states
-
-
-def _not_readable(path: Path, error: Exception) -> OutputError:
-    return OutputError(
-        f"{path} cannot be read: {error}.",
-        remedy="Restore the study's folder from a backup, or begin the study in a new one.",
-    )

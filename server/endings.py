@@ -20,8 +20,9 @@ from common.files import replacing
 from common.layout import Layout
 from common.study import Study
 from server import scores
-from server.checkpoint import MODEL, Checkpoint, StoredArrays, save_ending
+from server.checkpoint import MODEL, Checkpoint, save_ending
 from server.history import RoundRecord
+from server.stored_arrays import StoredArrays
 
 
 class Turn(NamedTuple):

@@ -10,14 +10,15 @@ from itertools import product
 import numpy as np
 
 from common import attention as attention_sums
-from common import metrics
+from common import metrics_wire
 from common.arrays import Array, Arrays, form_of, pieces_of
 from common.attention import ATTENTION, Table
 from common.chained_log import Head
 from common.errors import ReplyError
 from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
-from common.messages import Counted, Order, Reply, rounded
+from common.messages import Order, Reply
 from common.metrics import MetricState
+from common.statements import Counted, rounded
 from common.study import Study
 from common.update_norm import is_within
 from server.exact_sum import largest_change, magnitude
@@ -151,7 +152,9 @@ def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[st
     for (name, split), arrays in sent.items():
         task = study.tasks[name]
         try:
-            state = metrics.from_arrays(_decoded(arrays), len(task.classes), task.positive_index)
+            state = metrics_wire.from_arrays(
+                _decoded(arrays), len(task.classes), task.positive_index
+            )
         except (ReplyError, ValueError, TypeError, EOFError) as error:
             text = error.message if isinstance(error, ReplyError) else type(error).__name__
             faults.append(f"metrics of {name} on {split}: {text}")

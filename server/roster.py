@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import FederationError, QuorumError, TaskWithoutSiteError
-from common.messages import Declaration
+from common.statements import Declaration
 from common.study import Study
 
 

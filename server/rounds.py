@@ -24,7 +24,7 @@ from common.seeds import stream
 from common.study import Study
 from server import endings, history, ingress, scores
 from server.central_privacy import CARRIED, SiteNoise, make_noise
-from server.checkpoint import StoredArrays, find_checkpoint, has_begun, save_round, stored_base
+from server.checkpoint import find_checkpoint, has_begun, save_round, stored_base
 from server.combining import accept, begin, finish, make_combiners
 from server.door import Door, enrol
 from server.endings import Turn
@@ -32,6 +32,7 @@ from server.exchange import exchange, gather
 from server.history import RoundRecord
 from server.mail import Mail
 from server.roster import Member, declared, each_image
+from server.stored_arrays import StoredArrays
 from server.strategies import Combiner
 from server.timing import AT_ONCE, Timing
 

@@ -10,21 +10,16 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from common import metrics
+from common import metrics, metrics_wire
 from common.layout import SHARED, Layout
-from common.messages import (
-    Counted,
-    Declaration,
-    Reply,
-    Splits,
-    Training,
-    reply_to_record,
-)
+from common.messages import Reply, reply_to_record
 from common.packed_arrays import PackedArrays
+from common.statements import Counted, Declaration, Splits, Training
 from common.study import Study
 from common.wire_arrays import WireArrays, npy_header
-from server.checkpoint import StoredArrays, save_model
+from server.checkpoint import save_model
 from server.rounds import begin_study, run_study
+from server.stored_arrays import StoredArrays
 from simulations.grid import LocalGrid
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -95,7 +90,7 @@ class _Sites(LocalGrid):
         self._asked: dict[str, tuple[int, str]] = {}
         logits, labels = np.zeros((PATIENTS, 2)), np.array([0, 1, 1])
         state = metrics.update(metrics.zero(2, None), logits, labels, None)
-        self._state = metrics.to_arrays(metrics.with_patients(state, PATIENTS))
+        self._state = metrics_wire.to_arrays(metrics.with_patients(state, PATIENTS))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take note of who is asked what; the order itself is let go, as if it were sent."""

@@ -10,18 +10,12 @@ from client.config import Limits
 from client.egress import Own
 from client.patients import by_patient, cases_of
 from client.suppression import Behind, Key, behind_of, stated
-from common import metrics
+from common import metrics, metrics_wire
 from common.arrays import Arrays
 from common.attention import ATTENTION, FIGURES, to_arrays
 from common.held_out import HELD_OUT, OF_PATIENTS
-from common.messages import (
-    Counted,
-    Declaration,
-    Order,
-    Reply,
-    Splits,
-    Training,
-)
+from common.messages import Order, Reply
+from common.statements import Counted, Declaration, Splits, Training
 from common.study import Study
 from common.versions import software_version
 
@@ -172,7 +166,7 @@ def state_of(logits: Any, labels: Any, positive: int | None, patients: int = 24)
     blank = metrics.zero(logits.shape[1], positive)
     state = metrics.update(blank, logits, labels, positive)
     state = metrics.with_joint(state, logits, labels)
-    return metrics.to_arrays(metrics.with_patients(state, patients))
+    return metrics_wire.to_arrays(metrics.with_patients(state, patients))
 
 
 def floats(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:

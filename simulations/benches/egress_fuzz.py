@@ -18,10 +18,7 @@ from client.attention_suppression import suppress_attention
 from client.egress import release
 from client.suppression import suppress
 from common.errors import EgressError
-from common.messages import (
-    Reply,
-    reply_to_record,
-)
+from common.messages import Reply, reply_to_record
 from common.seals import part_digest
 from simulations.benches.egress_cases import Case, good_cases
 from simulations.benches.egress_mutations import MUTATIONS

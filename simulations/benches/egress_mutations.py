@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from common.messages import Reply, Training
+from common.messages import Reply
+from common.statements import Training
 from simulations.benches import egress_attention, egress_figures
 from simulations.benches.egress_cases import (
     Case,

@@ -16,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
-from common import metrics
+from common import metrics, metrics_wire
 from common.intervals import Interval, intervals
 from common.metrics import MetricState, compute
 from common.ranking import log_odds
@@ -80,8 +80,8 @@ def _of_federation(name: str, draws: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     sites = [_images(rng, *site) for site in FEDERATIONS[name]]
     logits, labels = (np.concatenate([site[i] for site in sites]) for i in (0, 1))
-    sent = [metrics.to_arrays(_state(site)) for site in sites]
-    pooled = metrics.merge(metrics.from_arrays(arrays, 2, 1) for arrays in sent)
+    sent = [metrics_wire.to_arrays(_state(site)) for site in sites]
+    pooled = metrics.merge(metrics_wire.from_arrays(arrays, 2, 1) for arrays in sent)
     found, expected = compute(pooled, 1), _reference(logits, labels)
     off = {m: abs((found[m] or 0.0) - value) for m, value in expected.items()}
     ranked = ("auroc", "average_precision")
@@ -102,8 +102,8 @@ def _of_classes(sizes: tuple[int, ...], shares: tuple[float, ...], draws: int) -
         logits = rng.normal(size=(n, k)) + 1.2 * np.eye(k)[labels] + rng.normal(size=(n, 1)) / 2
         sites.append((logits, labels))
     logits, labels = (np.concatenate([site[i] for site in sites]) for i in (0, 1))
-    states = [metrics.to_arrays(_state_of_classes(*site)) for site in sites]
-    pooled = metrics.merge(metrics.from_arrays(arrays, k, None) for arrays in states)
+    states = [metrics_wire.to_arrays(_state_of_classes(*site)) for site in sites]
+    pooled = metrics.merge(metrics_wire.from_arrays(arrays, k, None) for arrays in states)
     found, expected = compute(pooled, None), _macro(logits, labels)
     off = {m: abs((found[m] or 0.0) - value) for m, value in expected.items()}
     ours, drawn = intervals(pooled, None, seed=2), []

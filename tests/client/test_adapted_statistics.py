@@ -15,7 +15,7 @@ from client.dataset import Images
 from client.evaluate import logits_of, state_of
 from client.preprocess import normalise
 from client.site import Site
-from common import metrics
+from common import metrics_wire
 from common.arrays import digest
 from common.errors import StudyError
 from common.messages import Order
@@ -132,7 +132,7 @@ def test_a_site_measures_with_them_and_trains_without(
         logits = logits_of(
             build_model(study), images, "ct", device=CPU, adapted=study.evaluation.adapted
         )
-        expected = metrics.to_arrays(state_of(logits, images, study.tasks["ct"]))
+        expected = metrics_wire.to_arrays(state_of(logits, images, study.tasks["ct"]))
         assert digest(replies[-1].metrics["ct", "test"]) == digest(expected)
     one, other = replies
     assert digest(one.metrics["ct", "test"]) != digest(other.metrics["ct", "test"])

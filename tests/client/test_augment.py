@@ -13,7 +13,7 @@ from client.augment import _deformation, _moved, augmented
 from client.config import SiteConfig
 from client.evaluate import evaluate
 from client.site import Site
-from common import metrics
+from common import metrics_wire
 from common.arrays import digest
 from common.imaging import VARIED, Augmentation, Varied, varied
 from common.messages import Order, Reply
@@ -236,7 +236,7 @@ def test_held_out_images_are_never_varied(
         state = evaluate(
             build_model(study), images, "ct", study.tasks["ct"], device=torch.device("cpu")
         )
-        expected = metrics.to_arrays(state.of_images)
+        expected = metrics_wire.to_arrays(state.of_images)
         assert found["ct", split].keys() == expected.keys()
         for name, values in expected.items():
             assert found["ct", split][name] == pytest.approx(values, rel=1e-5), name

@@ -10,23 +10,13 @@ from client.config import Limits
 from client.egress import REFUSALS, Own, refusal, release
 from client.patients import by_patient, cases_of
 from client.suppression import behind_of, suppress
-from common import errors, metrics
+from common import errors, metrics, metrics_wire
 from common.arrays import Array
 from common.chained_log import Head
 from common.errors import EgressError, RarefedError
 from common.held_out import OF_PATIENTS
-from common.messages import (
-    Counted,
-    Declaration,
-    Kind,
-    Order,
-    Reply,
-    Splits,
-    Training,
-    order_from_record,
-    order_to_record,
-    reply_to_record,
-)
+from common.messages import Kind, Order, Reply, order_from_record, order_to_record, reply_to_record
+from common.statements import Counted, Declaration, Splits, Training
 from common.study import Study
 from common.update_norm import update_norm
 from common.versions import software_version
@@ -66,7 +56,7 @@ def arrays() -> Groups:
 def state() -> dict[str, Array]:
     logits = np.random.default_rng(1).normal(size=(40, 2))
     seen = metrics.update(metrics.zero(2, 1), logits, LABELS, 1)
-    return metrics.to_arrays(metrics.with_patients(seen, 20))
+    return metrics_wire.to_arrays(metrics.with_patients(seen, 20))
 
 
 @pytest.fixture
@@ -348,7 +338,7 @@ def test_figures_of_few_patients_do_not_pass_by_another_way(order: Order) -> Non
     labels = [0] * 36 + [1] * 4
     behind = behind_of(labels, PATIENTS, 2)
     seen = metrics.update(metrics.zero(2, 1), np.zeros((40, 2)), np.array(labels), 1)
-    few = {("ct", "test"): metrics.to_arrays(metrics.with_patients(seen, 20))}
+    few = {("ct", "test"): metrics_wire.to_arrays(metrics.with_patients(seen, 20))}
     own, reply = OWN._replace(behind={("ct", "test"): behind}), good(order)._replace(metrics=few)
     assert "too few patients" in fault_of(reply, order, LIMITS, own)
     assert let_out(suppress(reply, order, LIMITS, own.behind), order, LIMITS, own).metrics == {}
@@ -371,7 +361,7 @@ def of_patients(images: Any = None) -> tuple[dict[str, Array], Any]:
     logits = np.random.default_rng(1).normal(size=(40, 2)) if images is None else images
     said, truth = by_patient(logits, LABELS, PATIENTS, "mean", 1)
     seen = metrics.update(metrics.zero(2, 1), said, truth, 1)
-    return metrics.to_arrays(metrics.with_patients(seen, 20)), cases_of(BEHIND, 1)
+    return metrics_wire.to_arrays(metrics.with_patients(seen, 20)), cases_of(BEHIND, 1)
 
 
 def test_a_state_of_patients_leaves_where_it_belongs(order: Order) -> None:

@@ -14,7 +14,7 @@ from client.evaluate import evaluate, logits_of, state_of
 from client.features import BATCH, channel_statistics
 from client.patients import state_of_patients
 from client.preprocess import normalise
-from common import metrics
+from common import metrics, metrics_wire
 from common.arrays import digest
 from common.errors import DivergedError
 from common.models import FederatedModel, build_model
@@ -86,7 +86,7 @@ def test_no_images_are_measured_as_none(
     assert logits_of(model, nothing, "mr", device=CPU).shape == (0, 3)
     state = evaluate(model, nothing, "mr", study.tasks["mr"], device=CPU)
     blank = metrics.zero(3, None)
-    assert digest(metrics.to_arrays(state.of_images)) == digest(metrics.to_arrays(blank))
+    assert digest(metrics_wire.to_arrays(state.of_images)) == digest(metrics_wire.to_arrays(blank))
     assert state.of_patients is None
 
 
@@ -167,9 +167,9 @@ def test_evaluation_is_logits_then_sums(
     logits = logits_of(model, images, "ct", device=CPU)
     by_hand = state_of(logits, images, task)
     assert of_patients is not None
-    assert digest(metrics.to_arrays(of_patients)) == digest(
-        metrics.to_arrays(state_of_patients(logits, images, task))
+    assert digest(metrics_wire.to_arrays(of_patients)) == digest(
+        metrics_wire.to_arrays(state_of_patients(logits, images, task))
     )
-    assert digest(metrics.to_arrays(state)) == digest(metrics.to_arrays(by_hand))
+    assert digest(metrics_wire.to_arrays(state)) == digest(metrics_wire.to_arrays(by_hand))
     assert (state.n_patients, state.n_images) == (6, 11)
     assert state.confusion.sum(axis=1).tolist() == [6, 5]

@@ -16,7 +16,7 @@ from client.dataset import Images, TaskData
 from client.evaluate import measured
 from client.patients import How, by_patient, cases_of, have_several, who_stands_behind
 from client.suppression import Behind, behind_of
-from common import metrics
+from common import metrics, metrics_wire
 from common.held_out import OF_PATIENTS
 from common.study import Study
 
@@ -135,7 +135,7 @@ def test_no_finite_logits_are_too_large(
     said, truth = by_patient(logits, labels, patients, how, positive)
     state = metrics.update(metrics.zero(n_classes, positive), said, truth, positive)
     state = metrics.with_patients(state, len(set(patients)))
-    sent = metrics.from_arrays(metrics.to_arrays(state), n_classes, positive)
+    sent = metrics_wire.from_arrays(metrics_wire.to_arrays(state), n_classes, positive)
     assert sent.n_images == len(truth) >= sent.n_patients == len(set(patients))
     cases = cases_of(behind_of(labels.tolist(), patients, n_classes), positive)
     assert [len(c) for c in cases.classes] == state.confusion.sum(axis=1).tolist()

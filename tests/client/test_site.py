@@ -19,19 +19,13 @@ from sklearn.metrics import brier_score_loss
 from client.config import SiteConfig
 from client.evaluate import evaluate, logits_of
 from client.site import Site, respond
-from common import metrics
+from common import metrics, metrics_wire
 from common.arrays import Array, Arrays, digest
 from common.errors import DataError
 from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
-from common.messages import (
-    Counted,
-    Order,
-    Reply,
-    Splits,
-    order_to_record,
-    reply_from_record,
-)
+from common.messages import Order, Reply, order_to_record, reply_from_record
 from common.models import FederatedModel, build_model
+from common.statements import Counted, Splits
 from common.study import Study
 from common.update_norm import update_norm
 from common.weights import layout_of, put, take
@@ -71,9 +65,9 @@ def metrics_by_hand(site: Site, order: Order, model: FederatedModel) -> dict[Any
         for split in HELD_OUT:
             task, images = order.study.tasks[name], data.splits[split]
             state = evaluate(model, images, name, task, device=torch.device("cpu"))
-            found[name, split] = digest(metrics.to_arrays(state.of_images))
+            found[name, split] = digest(metrics_wire.to_arrays(state.of_images))
             if state.of_patients is not None:
-                found[name, OF_PATIENTS[split]] = digest(metrics.to_arrays(state.of_patients))
+                found[name, OF_PATIENTS[split]] = digest(metrics_wire.to_arrays(state.of_patients))
     return found
 
 
@@ -190,7 +184,7 @@ def test_patients_with_several_images_are_measured_once_each(
     shares, owners = softmax(logits.astype(float), axis=1)[:, 1], np.array(images.patients)
     truth = {p: int(images.labels[list(owners).index(p)]) for p in images.patients}
     means = [shares[owners == patient].mean() for patient in truth]
-    state = metrics.from_arrays(reply.metrics["ct", "test_patients"], 2, 1)
+    state = metrics_wire.from_arrays(reply.metrics["ct", "test_patients"], 2, 1)
     assert (state.n_patients, state.n_images) == (2, 2) != (2, len(images))
     found = metrics.compute(state, 1)
     assert found["brier"] == pytest.approx(brier_score_loss(list(truth.values()), means), rel=1e-5)

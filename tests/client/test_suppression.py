@@ -15,10 +15,11 @@ from sklearn import metrics as reference
 
 from client.config import Limits
 from client.suppression import Behind, behind_of, stated, suppress, withheld
-from common import metrics, ranking
+from common import metrics, metrics_wire, ranking
 from common.arrays import Array
-from common.messages import Order, Reply, Training
+from common.messages import Order, Reply
 from common.metrics import MetricState
+from common.statements import Training
 from common.study import Study
 
 Key = tuple[str, str]
@@ -38,7 +39,7 @@ def measured(
     logits = np.random.default_rng(seed).normal(size=(len(labels), n_classes))
     logits += 1.5 * np.eye(n_classes)[truth]
     state = metrics.update(metrics.zero(n_classes, positive), logits, truth, positive)
-    arrays = metrics.to_arrays(metrics.with_patients(state, len(set(patients))))
+    arrays = metrics_wire.to_arrays(metrics.with_patients(state, len(set(patients))))
     return arrays, behind_of(labels, patients, n_classes), logits
 
 
@@ -57,7 +58,7 @@ def left(
 
 
 def read(arrays: Mapping[str, Array], n_classes: int = 2) -> MetricState:
-    return metrics.from_arrays(arrays, n_classes, 1 if n_classes == 2 else None)
+    return metrics_wire.from_arrays(arrays, n_classes, 1 if n_classes == 2 else None)
 
 
 @pytest.mark.parametrize("counts", [(4, 30), (30, 4), (30, 0), (0, 0)])

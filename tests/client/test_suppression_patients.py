@@ -9,7 +9,7 @@ import pytest
 from client.config import Limits
 from client.patients import by_patient, cases_of
 from client.suppression import Behind, behind_of, suppress, withheld
-from common import metrics
+from common import metrics, metrics_wire
 from common.arrays import Array
 from common.held_out import OF_PATIENTS
 from common.messages import Order, Reply
@@ -32,7 +32,7 @@ def state_of(logits: Any, labels: Any, patients: Sequence[str]) -> dict[str, Arr
     n_classes = logits.shape[1]
     positive = 1 if n_classes == 2 else None
     state = metrics.update(metrics.zero(n_classes, positive), logits, labels, positive)
-    return metrics.to_arrays(metrics.with_patients(state, len(set(patients))))
+    return metrics_wire.to_arrays(metrics.with_patients(state, len(set(patients))))
 
 
 def both(
@@ -56,7 +56,7 @@ def left(parts: Mapping[Key, Part], order: Order, limits: Limits) -> Mapping[Key
 
 
 def read(arrays: Mapping[str, Array]) -> MetricState:
-    return metrics.from_arrays(arrays, 2, 1)
+    return metrics_wire.from_arrays(arrays, 2, 1)
 
 
 def twice(labels: Sequence[int], name: str = "p") -> list[str]:

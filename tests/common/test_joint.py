@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
-from common import joint, metrics
+from common import joint, metrics, metrics_wire
 from common.errors import ReplyError
 from common.intervals import intervals
 from common.metrics import MetricState
@@ -83,18 +83,18 @@ def test_a_class_that_is_missing_says_nothing() -> None:
 def test_what_travels_is_checked() -> None:
     """Sums that are no correlations of so many images are refused, and none are needed."""
     state = state_of(images(50, 3, seed=7))
-    arrays = metrics.to_arrays(state)
-    assert np.array_equal(metrics.from_arrays(arrays, 3, None).joint, state.joint)
+    arrays = metrics_wire.to_arrays(state)
+    assert np.array_equal(metrics_wire.from_arrays(arrays, 3, None).joint, state.joint)
     bare = {name: array for name, array in arrays.items() if name != "joint"}
-    assert not metrics.from_arrays(bare, 3, None).joint.any()
-    assert "joint" not in metrics.to_arrays(metrics.untold(state))
+    assert not metrics_wire.from_arrays(bare, 3, None).joint.any()
+    assert "joint" not in metrics_wire.to_arrays(metrics.untold(state))
     for index, value in (((0, 0, 0, 1), 3.0), ((0, 1, 0, 0), 60.0), ((0, 0, 1, 1), 1.0)):
         wrong = state.joint.copy()
         wrong[index] = value
         with pytest.raises(ReplyError, match="joint: no correlations"):
-            metrics.from_arrays(arrays | {"joint": wrong}, 3, None)
+            metrics_wire.from_arrays(arrays | {"joint": wrong}, 3, None)
     with pytest.raises(ReplyError, match="joint: not finite"):
-        metrics.from_arrays(arrays | {"joint": state.joint * np.nan}, 3, None)
+        metrics_wire.from_arrays(arrays | {"joint": state.joint * np.nan}, 3, None)
 
 
 @pytest.mark.parametrize("sizes", [(150, 150, 150), (40, 100, 400)])

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from common import messages, metrics
+from common import messages, metrics, metrics_wire
 from common.arrays import Array as Values
 from common.arrays import Arrays, digest
 from common.attention import ATTENTION, FIGURES, from_arrays, to_arrays
@@ -21,20 +21,16 @@ from common.held_out import SPLIT_OF
 from common.messages import (
     MESSAGE_TYPES,
     MOST_LOWERED,
-    Counted,
-    Declaration,
     Order,
     Reply,
-    Splits,
-    Training,
     order_from_record,
     order_to_record,
     reply_from_record,
     reply_to_record,
-    rounded,
     size_in_bytes,
 )
 from common.packed_arrays import PackedArrays
+from common.statements import Counted, Declaration, Splits, Training, rounded
 from common.study import Study
 from common.training import MOST_SITES
 from common.versions import PROTOCOL
@@ -75,7 +71,7 @@ def order(*, base: Arrays | None = BASE) -> Order:
 
 
 def reply(**changes: Any) -> Reply:
-    state = metrics.to_arrays(metrics.zero(2, 1))
+    state = metrics_wire.to_arrays(metrics.zero(2, 1))
     full = Reply(
         site="hospital-1",
         digest=STUDY.digest(),

@@ -14,17 +14,8 @@ from sklearn import metrics as reference
 
 from common import metrics, ranking
 from common.errors import ReplyError
-from common.metrics import (
-    MetricState,
-    compute,
-    from_arrays,
-    merge,
-    to_arrays,
-    told,
-    untold,
-    update,
-    zero,
-)
+from common.metrics import MetricState, compute, merge, told, untold, update, zero
+from common.metrics_wire import from_arrays, to_arrays
 from common.temperature import AT_ONE
 
 Batch = tuple[NDArray[Any], NDArray[Any]]

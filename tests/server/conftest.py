@@ -14,20 +14,12 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 
-from common import metrics
+from common import metrics, metrics_wire
 from common.arrays import Array, Arrays, digest
 from common.layout import Layout
-from common.messages import (
-    Counted,
-    Declaration,
-    Order,
-    Reply,
-    Splits,
-    Training,
-    order_from_record,
-    reply_to_record,
-)
+from common.messages import Order, Reply, order_from_record, reply_to_record
 from common.seals import Sealer
+from common.statements import Counted, Declaration, Splits, Training
 from common.study import Study
 from server.history import RoundRecord
 from server.rounds import Outcome, begin_study, run_study
@@ -129,7 +121,7 @@ def state_of(n_classes: int, positive: int | None, counts: Counted = HELD_OUT) -
     logits = np.zeros((counts.images, n_classes))
     labels = np.arange(counts.images) % n_classes
     state = metrics.update(metrics.zero(n_classes, positive), logits, labels, positive)
-    return dict(metrics.to_arrays(metrics.with_patients(state, counts.patients)))
+    return dict(metrics_wire.to_arrays(metrics.with_patients(state, counts.patients)))
 
 
 class FakeGrid(LocalGrid):

@@ -14,8 +14,9 @@ from common.layout import Layout
 from common.study import Study
 from common.weights import layout_of, take
 from server.begin import begin
-from server.checkpoint import LAYOUT, MODEL, StoredArrays, find_checkpoint, load_layout, save_layout
+from server.checkpoint import LAYOUT, MODEL, find_checkpoint, load_layout, save_layout
 from server.initial_weights import initial_model
+from server.stored_arrays import StoredArrays
 
 
 def study(weights: str = "none") -> Study:

@@ -18,7 +18,6 @@ from common.study import Study
 from server.checkpoint import (
     MODEL,
     NOTES,
-    StoredArrays,
     find_checkpoint,
     has_begun,
     model_round_of,
@@ -26,6 +25,7 @@ from server.checkpoint import (
     save_model,
     save_round,
 )
+from server.stored_arrays import StoredArrays
 
 ARRAYS: dict[str, Array] = {
     "counter": np.array(2**40, np.int64),

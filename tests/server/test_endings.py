@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from common import metrics
+from common import metrics, metrics_wire
 from common.arrays import Array
 from common.errors import OutputError
 from common.messages import Order, Reply
@@ -31,7 +31,7 @@ def state_with(auroc: float) -> dict[str, Array]:
     logits = np.zeros((4, 2))
     logits[:, 1] = (-1, 1, *positives)
     state = metrics.update(metrics.zero(2, 1), logits, LABELS, 1)
-    return dict(metrics.to_arrays(metrics.with_patients(state, 2)))
+    return dict(metrics_wire.to_arrays(metrics.with_patients(state, 2)))
 
 
 def trained_for(order: Order) -> float:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import metrics
+from common import metrics, metrics_wire
 from common.chained_log import Head
 from common.errors import OutputError
-from common.messages import Counted
 from common.metrics import METRICS, MetricState
 from common.spread import spread
+from common.statements import Counted
 from common.study import Study
 from server import history
 from server.history import HISTORY, RoundRecord
@@ -33,7 +33,7 @@ KEYS = [
 def state(make_state: Make, images: int, classes: int = 2) -> MetricState:
     positive = 1 if classes == 2 else None
     arrays = make_state(classes, positive, Counted(patients=2, images=images))
-    return metrics.from_arrays(arrays, classes, positive)
+    return metrics_wire.from_arrays(arrays, classes, positive)
 
 
 def test_the_keys_of_a_line_are_frozen(tmp_path: Path) -> None:

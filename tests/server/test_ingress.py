@@ -13,16 +13,14 @@ from common.attention import ATTENTION, FIGURES, to_arrays
 from common.chained_log import Head
 from common.errors import ReplyError
 from common.messages import (
-    Counted,
-    Declaration,
     Order,
     Reply,
-    Splits,
     order_from_record,
     order_to_record,
     reply_from_record,
     reply_to_record,
 )
+from common.statements import Counted, Declaration, Splits
 from common.study import Study
 from common.update_norm import update_norm
 from server.exact_sum import largest_change

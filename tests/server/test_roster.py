@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from common.errors import FederationError, QuorumError, TaskWithoutSiteError
-from common.messages import Counted, Declaration, Splits
+from common.statements import Counted, Declaration, Splits
 from common.study import Study
 from server.roster import Member, check_roster, joined
 

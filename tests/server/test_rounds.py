@@ -17,9 +17,10 @@ from common.models import build_model
 from common.packed_arrays import PackedArrays
 from common.study import Study
 from common.weights import layout_of, take
-from server.checkpoint import MODEL, NOTES, StoredArrays
+from server.checkpoint import MODEL, NOTES
 from server.history import HISTORY, RoundRecord
 from server.rounds import Outcome, begin_study, run_study, sample
+from server.stored_arrays import StoredArrays
 
 Make = Callable[..., Any]
 Play = Callable[..., Outcome]

@@ -15,9 +15,10 @@ from common.layout import Layout
 from common.messages import Order, Reply
 from common.study import Study
 from server.central_accounting import epsilon
-from server.checkpoint import MODEL, StoredArrays
+from server.checkpoint import MODEL
 from server.history import HISTORY
 from server.rounds import begin_study, run_study
+from server.stored_arrays import StoredArrays
 
 Make = Callable[..., Any]
 LAYOUT = Layout(

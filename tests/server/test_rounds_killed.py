@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import metrics
+from common import metrics, metrics_wire
 from common.errors import OutputError, QuorumError
 from common.messages import Order, Reply
 from common.seeds import stream
@@ -52,7 +52,7 @@ def judged(reply: Reply, order: Order) -> Reply:
     state = metrics.update(
         metrics.zero(2, 1), rng.normal(scale=3.0, size=(4, 2)), np.array([0, 1, 0, 1]), 1
     )
-    told = dict(metrics.to_arrays(metrics.with_patients(state, 2)))
+    told = dict(metrics_wire.to_arrays(metrics.with_patients(state, 2)))
     return reply._replace(metrics=dict.fromkeys(reply.metrics, told))
 
 

@@ -17,8 +17,9 @@ from common.messages import Order, Reply
 from common.packed_arrays import PackedArrays
 from common.seals import SEAL, Sealer, check_seal
 from server import history
-from server.checkpoint import MODEL, StoredArrays
+from server.checkpoint import MODEL
 from server.history import HISTORY
+from server.stored_arrays import StoredArrays
 from server.timing import Timing
 
 Make = Callable[..., Any]

@@ -18,8 +18,9 @@ from common.layout import arrays_sent_once
 from common.models import build_model
 from common.study import Study
 from common.weights import layout_of, put, take
-from server.checkpoint import INITIAL, MODEL, StoredArrays
+from server.checkpoint import INITIAL, MODEL
 from server.initial_weights import initial_model
+from server.stored_arrays import StoredArrays
 from simulations import yardsticks
 from simulations.federation import Played, find_hospitals, play
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from client.features import FrozenFeatures, frozen_features
 from client.views import views_of
-from common.models import FederatedModel, Stage
+from common.models import FederatedModel
 from common.phases import train_in_round, width
+from common.stages import Stage
 from common.study import Study
 
 

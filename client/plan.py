@@ -12,7 +12,8 @@ from typing import NamedTuple
 from client.accounting import Mechanism, default_delta, noise_multiplier
 from client.config import Limits
 from common.errors import PrivacyError
-from common.study import Privacy, Study
+from common.privacy import Privacy
+from common.study import Study
 
 
 class Begun(NamedTuple):

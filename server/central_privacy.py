@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from common.arrays import Array, Arrays
 from common.errors import StudyError
 from common.layout import STATISTICS, Layout
-from common.study import CentralPrivacy, Study
+from common.privacy import CentralPrivacy
+from common.study import Study
 from common.update_norm import factor_within
 from server.central_accounting import epsilon
 

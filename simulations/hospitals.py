@@ -6,27 +6,25 @@ patients the same way each time. That is for simulations only: a real site draws
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from common.errors import DataError, ImageError, OutputError
+from common.errors import DataError, OutputError
 from common.files import write_atomic, write_table
 from common.seeds import stream
 from common.study import Slug
 from simulations.dealing import LABELS, Row, deal_units, parse_skew, read_rows, units_of
 from simulations.dicom_files import Origin, write_dicom
 from simulations.phantoms import TASKS, PhantomTask, Scanner, scanner
+from simulations.placing import FAST, place
 
 COLUMNS = ("path", "label", "patient_id", "site", "mask")
-_FAST = 1  # zlib's level: noise hardly shrinks, and time counts
 
 
 def make(
@@ -135,7 +133,7 @@ def deal(
         for folder, units, gamma in zip(folders, dealt, gammas, strict=True):
             own = gamma if wanted.scanner else None
             placed = [
-                _place(row, dataset, folder / task, own) for unit in units for row in unit.rows
+                place(row, dataset, folder / task, own) for unit in units for row in unit.rows
             ]
             cells = [_cells(row, folder.name, columns) for row in placed]
             _write_site(folder, task, columns, cells, seed=seed)
@@ -235,7 +233,7 @@ def _write_image(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
     if task.modality == "fundus":
-        Image.fromarray(phantom.pixels).save(folder / path, compress_level=_FAST)
+        Image.fromarray(phantom.pixels).save(folder / path, compress_level=FAST)
     else:
         write_dicom(folder / path, phantom, modality=task.modality, origin=origin)
     if mask:
@@ -255,47 +253,3 @@ def _cells(row: Row, site: str, columns: Sequence[str]) -> dict[str, str]:
         "mask": row.mask,
     }
     return {name: cells[name] for name in columns}
-
-
-def _place(row: Row, dataset: Path, folder: Path, gamma: float | None) -> Row:
-    """Put a row's image and mask into a hospital's folder; return the row with its new path."""
-    if row.mask:
-        _link(dataset / row.mask, folder / row.mask)
-    if gamma is None:
-        _link(dataset / row.path, folder / row.path)
-        return row
-    path = row.path if row.path.lower().endswith(".png") else f"{row.path}.png"
-    _shift(dataset / row.path, folder / path, gamma)
-    return replace(row, path=path)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where that cannot be; masks may be shared by rows."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
-
-
-def _shift(source: Path, target: Path, gamma: float) -> None:
-    """Write an 8-bit image as PNG, as a scanner with another gamma would show it."""
-    table = (255 * (np.arange(256) / 255) ** gamma + 0.5).astype(np.uint8).tolist()
-    try:
-        with Image.open(source) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ImageError(
-                    f"{source} has more than 8 bits a channel, so no gamma is applied to it.",
-                    remedy="Leave 'scanner' out of the skew.",
-                )
-            plain = image.convert("L" if image.mode in {"1", "L"} else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ImageError(
-            f"{source} is no image that Pillow reads, so no gamma can be applied to it.",
-            remedy="Leave 'scanner' out of the skew, or the image out of the table.",
-        ) from error
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # never write through a link into the data set
-    plain.point(table * len(plain.getbands())).save(target, compress_level=_FAST)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from common.errors import StudyError
-from common.study import CentralPrivacy, Study
+from common.privacy import CentralPrivacy
+from common.study import Study
 from common.study_faults import _ADAPTIVE, MEAN_STRATEGIES, STRATEGY_OPTIONS
 
 

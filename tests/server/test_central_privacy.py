@@ -11,7 +11,8 @@ import pytest
 from common.arrays import Array
 from common.errors import StudyError
 from common.layout import Layout
-from common.study import CentralPrivacy, Study
+from common.privacy import CentralPrivacy
+from common.study import Study
 from server.begin import begin
 from server.central_accounting import epsilon
 from server.central_privacy import CARRIED, SiteNoise, check_layout, make_noise

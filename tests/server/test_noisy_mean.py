@@ -10,7 +10,7 @@ import pytest
 from common.arrays import Array, Arrays, digest
 from common.federation import Federation
 from common.packed_arrays import PackedArrays
-from common.study import CentralPrivacy
+from common.privacy import CentralPrivacy
 from common.study_faults import MEAN_STRATEGIES
 from common.update_norm import update_norm
 from server.central_privacy import SiteNoise

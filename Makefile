@@ -6,9 +6,6 @@ INSTALLED := .venv/.installed
 UV := $(BIN)/uv
 UV_PIP_INSTALL := $(UV) pip install --python $(BIN)/python
 
-# Two processes share the test files; the longest ones come first, so that neither waits for them.
-LONGEST := tests/test_guides.py tests/deployment tests/server/test_daemon.py tests/simulations
-
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
@@ -28,7 +25,7 @@ federation: $(INSTALLED) ## Deploy a federation on this machine, kill its proces
 	$(BIN)/rarefed-sim rehearse --out rehearsal --again --separate --images $${RAREFED_SHARED:-../shared}/data
 
 test: $(INSTALLED) ## Run the tests, without the slow ones
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-slow: $(INSTALLED) ## Run the slow tests alone; some need real images, see RAREFED_SHARED
 	$(BIN)/pytest -m slow

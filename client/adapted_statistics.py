@@ -18,7 +18,7 @@ from client.preprocess import normalise
 from common.models import FederatedModel
 
 FEWEST = 2
-"""Images below which the stored statistics stay: one image has no variance."""
+"""Patients below which the stored statistics stay: images of one say nothing of the others."""
 
 
 @contextmanager
@@ -30,11 +30,11 @@ def statistics_of(model: FederatedModel, images: Images, *, device: torch.device
 
     Args:
         model: The network on ``device``.
-        images: Whose statistics; of fewer than ``FEWEST`` nothing is changed.
+        images: Whose statistics; of fewer than ``FEWEST`` patients nothing is changed.
         device: Where the arithmetic runs.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    if len(images) < FEWEST or not layers:
+    if images.n_patients < FEWEST or not layers:
         yield
         return
     own = [(layer.momentum, [b.clone() for b in layer.buffers()]) for layer in layers]

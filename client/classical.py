@@ -13,6 +13,7 @@ from scipy.special import expit, log_softmax
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
+Features = Literal["backbone", "handcrafted"]
 Classifier = Literal["logistic", "svm", "forest", "elm"]
 Floats = NDArray[np.float64]
 
@@ -107,8 +108,9 @@ def _pipeline(classifier: Classifier, features: int, *, balanced: bool, seed: in
 def _random_layer(features: int, seed: int) -> dict[str, Floats]:
     """Draw weights (D, H) and biases (H,) that are never trained.
 
-    Huang et al. draw from [-1, 1] for a few inputs; with D of them the weights are divided by the
-    root of D, or all units would be at one of their ends.
+    Huang et al. draw from [-1, 1] for a few inputs. With D of them the weights are multiplied by
+    the root of 3 / D: the sum over D standardised inputs then has a variance of 1, while otherwise
+    all units would be at one of their ends.
     """
     rng = np.random.default_rng(seed)
     weights_DH = rng.uniform(-1, 1, (features, HIDDEN)) * np.sqrt(3 / features)

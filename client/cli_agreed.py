@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from common.classical_names import Way
+
 if TYPE_CHECKING:
     from client.config import SiteConfig
     from common.study import Study
@@ -21,6 +23,14 @@ Alone = Annotated[
     bool,
     typer.Option(
         "--alone", help="Also train on this site's patients alone, and say what the study gained."
+    ),
+]
+Classical = Annotated[
+    list[Way] | None,
+    typer.Option(
+        "--classical",
+        help="Also fit this classifier of scikit-learn to this site's patients, beside those of "
+        "the study, and compare; may be given several times.",
     ),
 ]
 Personal = Annotated[

@@ -1,6 +1,7 @@
 """The hospital's command that measures a study's network on the hospital's own patients."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.cli_agreed import Alone, ModelFolder, Personal, agreed_at
+from client.cli_agreed import Alone, Classical, ModelFolder, Personal, agreed_at
 from client.cli_daemon import AsJson, Site
+from common.classical_names import Way
 from common.command_line import err
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def evaluate(
     study: Annotated[Path, typer.Option(help="The study whose network is measured.")],
     model: ModelFolder = None,
     alone: Alone = False,
+    classical: Classical = None,
     personal: Personal = False,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +59,9 @@ def evaluate(
         raise typer.BadParameter("an export is not this site's own", param_hint="--personal")
     agreed, config = agreed_at(site, study)
     try:
-        found, file = _measured(agreed, config, model, alone=alone, personal=personal)
+        found, file = _measured(
+            agreed, config, model, alone=alone, ways=classical or [], personal=personal
+        )
     except OSError as error:
         raise OutputError(
             f"The figures cannot be written: {error.strerror}.", remedy="Free space in 'state'."
@@ -69,7 +74,13 @@ def evaluate(
 
 
 def _measured(
-    study: "Study", config: "SiteConfig", folder: Path | None, *, alone: bool, personal: bool
+    study: "Study",
+    config: "SiteConfig",
+    folder: Path | None,
+    *,
+    alone: bool,
+    ways: list[Way],
+    personal: bool,
 ) -> tuple[dict[str, Any], Path]:
     """Return the figures and where they were written, with a word on what is being done."""
     with err.status("getting ready") as status:
@@ -82,15 +93,15 @@ def _measured(
             models = evaluation.tuned_models(config, study, device)
         else:
             models = evaluation.models_of(config, study, folder, device)
-        status.update("measuring")
         found = evaluation.evaluate_site(
             config,
             study,
             models,
             alone=alone,
+            classical=ways,
             device=device,
             log=open_log(config),
-            progress=lambda done: status.update(f"alone: round {done} of {study.rounds}"),
+            progress=status.update,
         )
         file = evaluation.file_of(config, study, found.model)
         return evaluation.write_figures(found, file), file
@@ -107,7 +118,8 @@ def _tell(found: dict[str, Any], file: Path) -> None:
             out_console.print(_subgroups(name, column, task["classes"], lines))
         if name in found["benefit"]:
             title = f"{name}: what taking part gained, per patient"
-            out_console.print(benefit_table(title, found["benefit"][name]))
+            for table in benefit_tables(title, found["benefit"][name]):
+                out_console.print(table)
         for note in task["notes"]:
             out_console.print(f"[yellow]{escape(name)}: {escape(note)}[/]", highlight=False)
     out_console.print(
@@ -154,16 +166,23 @@ def _cell(patients: int | None, right: float | None) -> str:
     return str(patients) if right is None else f"{patients} ({right:.2f})"
 
 
-def benefit_table(title: str, benefit: dict[str, Any]) -> Table:
-    """Return models beside one another, and what lies between them.
+def benefit_tables(title: str, benefit: dict[str, Any]) -> Iterator[Table]:
+    """Yield models beside one another, and what lies between each model and the others.
 
     Args:
-        title: Of the table.
-        benefit: As JSON has a ``client.evaluation.Benefit``.
+        title: Of the first table.
+        benefit: As JSON has a ``client.benefit.Benefit``.
     """
+    yield _beside(title, benefit["metrics"])
+    differences = benefit["differences"]
+    for other in dict.fromkeys(pair.split(" - ")[1] for pair in differences):
+        less = {pair: of for pair, of in differences.items() if pair.endswith(f" - {other}")}
+        yield _beside(f"Less {other}, paired", less)
+
+
+def _beside(title: str, columns: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    columns = {**benefit["metrics"], **benefit["differences"]}
     for column in columns:
         table.add_column(column, justify="right")
     for metric, name in _NAMES.items():

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from client.cli_agreed import agreed_at
 from client.cli_daemon import AsJson, Site
-from client.cli_evaluate import benefit_table
+from client.cli_evaluate import benefit_tables
 from common.command_line import err
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from common.study import Study
 
 out_console = Console()
+_ROUNDS = 5
+"""Where neither the hospital nor the study says how many."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,8 +35,14 @@ def personalise(
     site: Site,
     study: Annotated[Path, typer.Option(help="The study whose final network is trained further.")],
     rounds: Annotated[
-        int, typer.Option(min=1, max=1000, help="Rounds of training, each as in the study.")
-    ] = 5,
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Rounds of training, each as in the study; by default so many as it says, or "
+            f"{_ROUNDS}.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a study's final network further on this hospital's patients, and keep it if better.
@@ -46,7 +54,7 @@ def personalise(
 
     agreed, config = agreed_at(site, study)
     try:
-        found = _made(agreed, config, rounds)
+        found = _made(agreed, config, rounds or agreed.evaluation.tuned_rounds or _ROUNDS)
     except OSError as error:
         raise OutputError(
             f"The network cannot be kept: {error.strerror}.", remedy="Free space in 'state'."
@@ -85,7 +93,8 @@ def _tell(found: "Personalised") -> None:
     plain = _plain(found)
     for name, choice in plain["tasks"].items():
         title = f"{name} at {found.site}: {found.rounds} rounds further, on test patients"
-        out_console.print(benefit_table(title, choice["test"]))
+        for table in benefit_tables(title, choice["test"]):
+            out_console.print(table)
         out_console.print(_sentence(name, choice), highlight=False, soft_wrap=True)
     for note in found.notes:
         out_console.print(f"[yellow]{escape(note)}[/]", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from client.cli_agreed import Alone, Method, ModelFolder, agreed_at
+from client.cli_agreed import Alone, Classical, Method, ModelFolder, agreed_at
 from client.cli_daemon import AsJson, Site
 from common.command_line import err
 
@@ -47,6 +47,7 @@ def report(
     ] = 6,
     method: Method = "hirescam",
     alone: Alone = False,
+    classical: Classical = None,
     feedback: Annotated[
         Path | None, typer.Option(help="A file that the page saved: check it and keep it first.")
     ] = None,
@@ -67,7 +68,8 @@ def report(
     try:
         from client.report_views import Wanted  # seconds to load: first what fails at once
 
-        made = _made(agreed, config, model, feedback, file, Wanted(cases, method, alone, names))
+        wanted = Wanted(cases, method, alone, names, classical or ())
+        made = _made(agreed, config, model, feedback, file, wanted)
     except OSError as error:
         raise OutputError(
             f"The page cannot be written: {error.strerror}.",

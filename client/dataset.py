@@ -247,9 +247,7 @@ def _epoch(
 
 
 def _drawn(labels_N: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw N images: the class of each uniformly among those that occur, then one of its images."""
-    by_class = np.argsort(labels_N, kind="stable")
-    _, starts, counts = np.unique(labels_N[by_class], return_index=True, return_counts=True)
-    classes = rng.integers(len(counts), size=len(labels_N))
-    found: NDArray[np.int64] = by_class[starts[classes] + rng.integers(counts[classes])]
-    return found
+    """Draw N images with replacement, each class that occurs as often as any other."""
+    _, classes_N, counts = np.unique(labels_N, return_inverse=True, return_counts=True)
+    shares_N = 1 / counts[classes_N] / len(counts)
+    return rng.choice(len(labels_N), size=len(labels_N), p=shares_N)

@@ -23,7 +23,7 @@ from common import errors, metrics_wire
 from common.arrays import Arrays, form_of, pieces_of, size_in_bytes
 from common.attention import ATTENTION, Table
 from common.errors import EgressError, RarefedError, ReplyError
-from common.held_out import HELD_OUT, SPLIT_OF
+from common.held_out import HELD_OUT, MEMBERS, SPLIT_OF, members_of
 from common.messages import Order, Reply
 from common.metrics import MetricState
 from common.statements import Counted, Declaration, Training, rounded
@@ -219,11 +219,12 @@ def _groups(order: Order) -> set[str]:
 def _metrics_faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Iterator[str]:
     """Yield what is no metric state of a task's held-out patients, down to the last array."""
     tasks = order.study.tasks if order.kind != "check" else {}
+    asked = {*SPLIT_OF, *(members_of(order.study) if order.kind == "evaluate" else ())}
     states: dict[Key, MetricState] = {}
     for (name, split), arrays in reply.metrics.items():
         if split == ATTENTION:
             continue
-        if name not in tasks or split not in SPLIT_OF or (name, split) not in own.behind:
+        if name not in tasks or split not in asked or (name, split) not in own.behind:
             yield "metrics of a task or split that were not asked for"
             continue
         if not all(_is_plain(array) for array in arrays.values()):
@@ -236,7 +237,8 @@ def _metrics_faults(reply: Reply, order: Order, limits: Limits, own: Own) -> Ite
             yield f"{name}, {split}: {error.message}"
             continue
         states[name, split] = state
-        counted: Counted = getattr(own.declaration.tasks[name], SPLIT_OF[split])
+        held_out = "validation" if split in MEMBERS else SPLIT_OF[split]
+        counted: Counted = getattr(own.declaration.tasks[name], held_out)
         of_images = split in HELD_OUT
         if not _agree(state, counted, own.behind[name, split], of_images=of_images):
             yield f"{name}, {split}: not of this site's patients and images"

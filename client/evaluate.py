@@ -1,4 +1,7 @@
-"""What the network does on held-out images. Shapes: N images, B batch, K classes."""
+"""What the network does on held-out images.
+
+Shapes: N images, B batch, K classes, M members of an ensemble.
+"""
 
 from typing import NamedTuple, cast
 
@@ -50,9 +53,37 @@ def logits_of(
     Raises:
         DivergedError: A logit is not finite.
     """
+    logits_1NK = _logits(model, images, task, device, features, adapted=adapted, apart=False)
+    return logits_1NK.squeeze(0)
+
+
+def logits_apart(
+    model: FederatedModel,
+    images: Images,
+    task: str,
+    *,
+    device: torch.device,
+    features: FrozenFeatures | None = None,
+    adapted: bool = False,
+) -> NDArray[np.float32]:
+    """Return what each member of an ensemble says by itself, shape (M, N, K); see ``logits_of``."""
+    return _logits(model, images, task, device, features, adapted=adapted, apart=True)
+
+
+def _logits(
+    model: FederatedModel,
+    images: Images,
+    task: str,
+    device: torch.device,
+    features: FrozenFeatures | None,
+    *,
+    adapted: bool,
+    apart: bool,
+) -> NDArray[np.float32]:
+    """Return the logits of each member, shape (M, N, K), or of the whole network, (1, N, K)."""
     if adapted:
         with statistics_of(model, images, device=device):
-            return logits_of(model, images, task, device=device)
+            return _logits(model, images, task, device, None, adapted=False, apart=apart)
     network = model if features is None else features.network
     network.eval()
     mean, std = channel_statistics(model, device)
@@ -62,12 +93,16 @@ def logits_of(
             return features.of(images, indices_B)
         return normalise(images.pixels[indices_B].to(device), mean, std)
 
+    def said(x: Tensor) -> Tensor:
+        found = network.classify_apart(network.features(x), task) if apart else network(x, task)
+        return cast("Tensor", found).float().cpu().view(-1, len(x), found.shape[1])
+
     with torch.inference_mode():
-        parts = [network(inputs(some), task).float().cpu() for some in batches_of(images)]
+        parts = [said(inputs(some)) for some in batches_of(images)]
     if not parts:
-        classes = model.heads[task].out_features
-        return np.zeros((0, cast("int", classes)), np.float32)
-    logits: NDArray[np.float32] = torch.cat(parts).numpy()
+        classes = cast("int", model.heads[task].out_features)
+        return np.zeros((model.members if apart else 1, 0, classes), np.float32)
+    logits: NDArray[np.float32] = torch.cat(parts, dim=1).numpy()
     if not np.isfinite(logits).all():
         raise DivergedError(f"The model that came gives no finite numbers for {task}.")
     return logits

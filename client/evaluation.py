@@ -4,7 +4,7 @@ Everything here stays at the site.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from client.alone import train_alone
-from client.bootstrap import Estimate, differences, intervals
+from client.benefit import TUNED, Benefit, compare
+from client.classical_ways import Said, ask_ways, ways_at_site
 from client.config import SiteConfig
 from client.dataset import TaskData
 from client.evaluate import logits_of
@@ -24,8 +25,9 @@ from client.final_model import (
     shared_model,
     tuned_model,
 )
-from client.local_figures import TaskFigures, figures_of_task, patient_cases
+from client.local_figures import TaskFigures, figures_of_task
 from client.prepared import deal, load_tasks
+from common.classical_names import Way
 from common.errors import StudyMismatchError, TaskWithoutSiteError
 from common.files import write_json
 from common.held_out import HELD_OUT
@@ -39,16 +41,6 @@ _ADAPTED = (
     "depends on those beside it. Predictions and maps of single images use the stored statistics."
 )
 DISCLAIMER = "Not a medical device: the figures are for research and say nothing of one patient."
-
-
-@dataclass(frozen=True)
-class Benefit:
-    """Models beside one another on the same test patients, each of whom counts once."""
-
-    metrics: Mapping[str, Mapping[str, Estimate]]
-    """By model: ``alone``, ``global``, ``personal``, ``fine-tuned``."""
-    differences: Mapping[str, Mapping[str, Estimate]]
-    """The first model minus the second, by their names, such as ``global - alone``; paired."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +62,6 @@ class LocalFigures:
     tasks: Mapping[str, TaskFigures]
     benefit: Mapping[str, Benefit]
     """By task; of a single model there is none."""
-
-
-TUNED = "fine-tuned"
-_PAIRS = (
-    ("global", "alone"), ("personal", "alone"), ("personal", "global"),
-    (TUNED, "alone"), (TUNED, "personal"), (TUNED, "global"),
-)  # fmt: skip
 
 
 class Models(NamedTuple):
@@ -147,9 +132,10 @@ def evaluate_site(
     models: Models,
     *,
     alone: bool,
+    classical: Collection[Way] = (),
     device: torch.device,
     log: logging.Logger,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> LocalFigures:
     """Return all figures of a model on the held-out patients of the site's tasks.
 
@@ -158,27 +144,38 @@ def evaluate_site(
         study: The study.
         models: The networks.
         alone: Whether to train this site's patients alone, too, and compare.
+        classical: Ways to fit to this site's patients, too, and compare, beside the study's own.
         device: Where the arithmetic runs.
         log: The site's own.
-        progress: Called with the number of rounds that were trained alone.
+        progress: Called with a word on what is being done.
 
     Raises:
         TaskWithoutSiteError: Site and model share no task.
-        DataError: What is wrong with the data.
-        FederationError: ``alone``, and the site does not know how the study began.
+        DataError: What is wrong with the data, or ``classical`` and it has too few patients.
+        FederationError: The site does not know how the study began, and that is asked for.
+        OutputError, StudyError: As ``ways_at_site``.
         DivergedError: A network gives no finite numbers, or training alone does not end.
     """
     asked = asked_tasks(config, models.final)
     named = dict(models.named)
     first = first_model(config, study, device=device).model if alone else None
+    ways = ways_at_site(config, study, classical, device)
+    progress("reading images")
     tasks = load_tasks(study, config, deal(study, config), log)
-    if first is not None:
-        images = {name: data.splits["train"] for name, data in tasks.items()}
-        named["alone"] = train_alone(
-            first, images, study, site=config.name, device=device, progress=progress
-        )
     held = {name: tasks[name] for name in asked}
-    return _figures(config, study, Models(models.final, named), held, device)
+    said = ask_ways(study, config.name, held, ways, progress)
+    if first is not None:
+        named["alone"] = train_alone(
+            first,
+            {name: data.splits["train"] for name, data in tasks.items()},
+            study,
+            site=config.name,
+            device=device,
+            validation={name: data.splits["validation"] for name, data in tasks.items()},
+            progress=lambda done: progress(f"alone: round {done} of {study.rounds}"),
+        )
+    progress("measuring")
+    return _figures(config, study, Models(models.final, named), held, said, device)
 
 
 def asked_tasks(config: SiteConfig, final: FinalModel) -> list[str]:
@@ -200,6 +197,7 @@ def _figures(
     study: Study,
     models: Models,
     held: Mapping[str, TaskData],
+    classical: Mapping[str, Said],
     device: torch.device,
 ) -> LocalFigures:
     """Measure the final model on the tasks' images, and compare all models where several are."""
@@ -216,13 +214,13 @@ def _figures(
         software=software_version(),
         minimum_patients=config.limits.minimum_patients,
         tasks={
-            name: _task(config, study, final.model, name, data, device)
+            name: _task(config, study, final.model, name, data, device, classical[name].notes)
             for name, data in held.items()
         },
         benefit={
-            name: compare(config, study, named, name, data, device)
+            name: compare(config, study, named, name, data, device, classical[name].logits)
             for name, data in held.items()
-            if len(named) > 1
+            if len(named) + len(classical[name].logits) > 1
         },
     )
 
@@ -234,6 +232,7 @@ def _task(
     name: str,
     data: TaskData,
     device: torch.device,
+    notes: tuple[str, ...],
 ) -> TaskFigures:
     adapted = study.evaluation.adapted
     found = figures_of_task(
@@ -247,41 +246,7 @@ def _task(
         each_image=config.data[name].patients == "each_image",
         seed=stream(study.seed, config.name, "bootstrap", name),
     )
-    return replace(found, notes=(*found.notes, _ADAPTED)) if adapted else found
-
-
-def compare(
-    config: SiteConfig,
-    study: Study,
-    named: Mapping[str, FederatedModel],
-    name: str,
-    data: TaskData,
-    device: torch.device,
-) -> Benefit:
-    """Compare models in pairs on a task's test patients, on draws that all of them share.
-
-    Args:
-        config: The hospital.
-        study: The study.
-        named: The networks on ``device``, by the names of ``Benefit.metrics``.
-        name: The task.
-        data: Its images.
-        device: Where the arithmetic runs.
-
-    Raises:
-        DivergedError: A network gives no finite numbers.
-    """
-    test, task = data.splits["test"], study.tasks[name]
-    seed = stream(study.seed, config.name, "bootstrap", name)  # as for the other figures
-    cases = {}
-    for which, model in named.items():
-        logits = logits_of(model, test, name, device=device, adapted=study.evaluation.adapted)
-        cases[which] = patient_cases(logits, test, task)
-    pairs = [(one, other) for one, other in _PAIRS if one in cases and other in cases]
-    return Benefit(
-        {which: intervals(own, seed=seed) for which, own in cases.items()},
-        {f"{a} - {b}": differences(cases[a], cases[b], seed=seed) for a, b in pairs},
-    )
+    return replace(found, notes=(*found.notes, *([_ADAPTED] if adapted else []), *notes))
 
 
 def file_of(config: SiteConfig, study: Study, model: str = "") -> Path:

@@ -72,7 +72,8 @@ def first_model(config: SiteConfig, study: Study, *, device: torch.device) -> Fi
     if kept is None:
         raise FederationError(
             f"{config.name} does not know how the study {study.name} began.",
-            remedy="A site that was not there in the first round cannot train alone from there.",
+            remedy="A site that was not there in the first round can neither train alone from "
+            "there, nor fit classifiers to that backbone's features.",
         )
     return _ready(study, kept.arrays, kept.model_round, kept.tasks, device)
 
@@ -80,14 +81,22 @@ def first_model(config: SiteConfig, study: Study, *, device: torch.device) -> Fi
 def tuned_model(config: SiteConfig, study: Study, *, device: torch.device) -> FinalModel:
     """Return the network that the site trained further by itself; see ``client/personal.py``.
 
-    Its tasks are those in which it was better than the final network; see ``final_model``.
+    Its tasks are those in which it was better than the final network. It is refused once the site
+    keeps another final network than that one; see ``final_model``.
     """
-    kept = SiteStore(config.state, study.digest()).load_network(PERSONAL)
+    store = SiteStore(config.state, study.digest())
+    kept, final = store.load_network(PERSONAL), store.load_network(FINAL)
     if kept is None:
         raise FederationError(
             f"{config.name} keeps no network of its own of the study {study.name}.",
             remedy="Make one with rarefed-client personalise; it is kept only where it is better "
             "on validation patients. Until then leave --personal out.",
+        )
+    if final is None or kept.trained_from != digest(without_discriminator(final.arrays)):
+        raise FederationError(
+            f"The network of its own that {config.name} keeps of the study {study.name} was "
+            "trained from, and compared with, another final network than the site keeps now.",
+            remedy="Make it anew with rarefed-client personalise, or leave --personal out.",
         )
     return _ready(study, kept.arrays, kept.model_round, kept.tasks, device)
 

@@ -22,7 +22,8 @@ def handcrafted_features(pixels: Tensor | StoredPixels) -> Floats:
     """Return HOG and LBP features of prepared images, shape (N, D).
 
     - Histograms of oriented gradients (Dalal and Triggs 2005): nine directions in ``CELLS`` cells
-      along each side, whatever the image's size, normalised in blocks of 2 x 2 cells (L2-Hys).
+      along each side, normalised in blocks of 2 x 2 cells (L2-Hys). An image whose side is no
+      multiple of ``CELLS`` is resized to the next one for that.
     - Histograms of uniform local binary patterns that rotation leaves as they are (Ojala,
       Pietikainen and Maenpaa 2002), of 8, 16 and 24 neighbours at 1, 2 and 3 pixels.
 
@@ -31,7 +32,7 @@ def handcrafted_features(pixels: Tensor | StoredPixels) -> Floats:
             their luminance.
 
     Returns:
-        D depends on S alone.
+        D is the same whatever S is.
     """
     found = [_features_of(pixels[i : i + 1][0].float().numpy()) for i in range(pixels.shape[0])]
     return np.stack(found) if found else np.zeros((0, 0), np.float32)
@@ -41,14 +42,16 @@ def _features_of(image_CSS: Floats) -> Floats:
     """Return the features of one image, shape (D,)."""
     from skimage.color import rgb2gray  # noqa: PLC0415 - takes a second to import
     from skimage.feature import hog, local_binary_pattern  # noqa: PLC0415
+    from skimage.transform import resize  # noqa: PLC0415
 
     colour = image_CSS.shape[0] > 1
     grey_SS = rgb2gray(image_CSS, channel_axis=0) if colour else image_CSS[0]
+    cell = -(-len(grey_SS) // CELLS)
     parts = [
         hog(
-            grey_SS,
+            resize(grey_SS, (CELLS * cell,) * 2),  # one of that size stays as it is
             orientations=_ORIENTATIONS,
-            pixels_per_cell=(len(grey_SS) // CELLS,) * 2,
+            pixels_per_cell=(cell, cell),
             cells_per_block=(2, 2),
             block_norm="L2-Hys",
         )

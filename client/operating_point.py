@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import expit
 
+from client.benefit import TUNED
 from client.config import SiteConfig
-from client.evaluation import TUNED, file_of
+from client.evaluation import file_of
 from client.final_model import FinalModel
 from common.errors import WeightsError
 

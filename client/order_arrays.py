@@ -4,9 +4,10 @@ import numpy as np
 
 from client.alignment import check_place
 from client.prepared import Prepared
-from common.arrays import Array
+from common.arrays import Array, Arrays
+from common.ensemble import check_votes, vote_alike
 from common.errors import OrderError
-from common.layout import STATISTICS, split_sent_once
+from common.layout import STATISTICS, split_sent_once, votes_group, votes_name
 from common.messages import Order
 from common.update_norm import factor_within
 from common.weights import check_fit, put
@@ -15,14 +16,16 @@ from common.weights import check_fit, put
 def load_order(prepared: Prepared, order: Order) -> None:
     """Put the order's arrays into the model, and beneath them the base and what is local.
 
+    The members of an ensemble weigh the same where the order does not say what they weigh.
+
     Raises:
         OrderError: The base is missing or not the one that was announced, groups are not those
-            of this site's tasks, an array does not fit, or an order to train does not say which
-            site this is, where the study needs it.
+            of this site's tasks, an array does not fit, votes are no shares of one, or an order
+            to train does not say which site this is, where the study needs it.
     """
     if order.kind == "train":
         check_place(order.study, order.place)
-    expected = prepared.layout.groups_of(prepared.tasks)
+    expected = prepared.layout.groups_of(prepared.tasks, trained=order.kind == "train")
     if set(order.groups) != set(expected):
         raise OrderError(
             f"The order has the groups {sorted(order.groups)}, not {sorted(expected)}."
@@ -37,14 +40,24 @@ def load_order(prepared: Prepared, order: Order) -> None:
             prepared.features.forget()
             prepared.base = order.base_digest
         put(prepared.model, arrays)
+        vote_alike(prepared.model.heads.values())
         for group, found in order.groups.items():
             if set(found) != set(prepared.layout.groups[group]):
                 raise OrderError(f"The order's group {group} has other arrays than the network.")
             put(prepared.model, found)
+        _check_votes(prepared, order)
         prepared.features.refresh()
     except ValueError as error:
         prepared.base = ""
         raise OrderError(f"The order's arrays do not fit the network: {error}") from error
+
+
+def _check_votes(prepared: Prepared, order: Order) -> None:
+    """Refuse what the members of an ensemble cannot weigh; a ValueError then."""
+    for task in prepared.tasks:
+        votes: Arrays = order.groups.get(votes_group(task), {})
+        if votes:
+            check_votes(votes[votes_name(task)])
 
 
 def initial_backbone(prepared: Prepared) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client.dataset import Images, TaskData
 from client.suppression import Behind, Key, behind_of
 from common import metrics
-from common.held_out import HELD_OUT, OF_PATIENTS
+from common.held_out import HELD_OUT, OF_PATIENTS, members_of
 from common.metrics import MetricState
 from common.metrics_faults import LOGIT_MAX
 from common.ranking import Floats, Ints
@@ -136,4 +136,7 @@ def who_stands_behind(study: Study, tasks: Mapping[str, TaskData]) -> dict[Key, 
             found[name, split] = behind
             if have_several(images):
                 found[name, OF_PATIENTS[split]] = cases_of(behind, task.positive_index)
+        of_images = found[name, "validation"]
+        each = found.get((name, OF_PATIENTS["validation"]), of_images)
+        found |= {(name, member): each for member in members_of(study)}
     return found

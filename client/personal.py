@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from client.alone import train_alone
+from client.benefit import TUNED, Benefit, compare, patients_of
 from client.config import SiteConfig
 from client.dataset import TaskData
-from client.evaluate import logits_of
-from client.evaluation import DISCLAIMER, TUNED, Benefit, asked_tasks, compare, kept_models
+from client.evaluation import DISCLAIMER, asked_tasks, kept_models
 from client.final_model import FinalModel, final_model
-from client.local_figures import patient_cases
 from client.prepared import deal, load_tasks
 from client.store import PERSONAL, SiteStore
 from client.weighted_metrics import metrics_of
@@ -123,7 +122,7 @@ def personalise(
         study=study.name,
         digest=study.digest(),
         rounds=rounds,
-        sha256=_keep(config, study, named[TUNED], won, final.model_round + rounds),
+        sha256=_keep(config, final, named[TUNED], won, rounds),
         tasks=choices,
         notes=_notes(study, choices),
     )
@@ -136,13 +135,24 @@ def _tuned(
     rounds: int,
     progress: Callable[[int], None] | None,
 ) -> FederatedModel:
-    """Train the final network in place."""
+    """Train the final network in place, for all of the rounds.
+
+    Validation patients choose between it and the final one, and should not have chosen a round
+    before: the best of several scores is too good.
+    """
     study = final.study
     training = study.training.model_copy(update={"phases": [], "unfreeze_every": None})
+    plain = {"keep": "last", "average_last": 1, "early_stopping": None}
     return train_alone(
         final.model,
         {name: data.splits["train"] for name, data in tasks.items()},
-        study.model_copy(update={"rounds": rounds, "training": training}),
+        study.model_copy(
+            update={
+                "rounds": rounds,
+                "training": training,
+                "federation": study.federation.model_copy(update=plain),
+            }
+        ),
         site=config.name,
         device=next(final.model.parameters()).device,
         progress=progress,
@@ -182,13 +192,12 @@ def score_of(
     Raises:
         DivergedError: A network gives no finite numbers.
     """
-    images, task = data.splits["validation"], study.tasks[name]
+    images = data.splits["validation"]
     if not len(images):
         return Score(study.federation.score, None, None, 0)
     found = []
     for model in models:
-        logits = logits_of(model, images, name, device=device, adapted=study.evaluation.adapted)
-        cases = patient_cases(logits, images, task)
+        cases = patients_of(study, model, images, name, device=device)
         found.append(metrics_of(cases, np.ones((1, len(cases.labels)))))
     metric: str = study.federation.score
     if np.isnan([of[metric][0] for of in found]).any():
@@ -198,15 +207,21 @@ def score_of(
 
 
 def _keep(
-    config: SiteConfig, study: Study, model: FederatedModel, tasks: Sequence[str], model_round: int
+    config: SiteConfig, final: FinalModel, model: FederatedModel, tasks: Sequence[str], rounds: int
 ) -> str | None:
     """Keep the network for the tasks in which it is better, and return its digest."""
-    store = SiteStore(config.state, study.digest())
+    store = SiteStore(config.state, final.study.digest())
     if not tasks:
         store.remove_network(PERSONAL)
         return None
     arrays = take(model, model.state_dict())
-    store.save_network(PERSONAL, arrays, model_round=model_round, tasks=tasks)
+    store.save_network(
+        PERSONAL,
+        arrays,
+        model_round=final.model_round + rounds,
+        tasks=tasks,
+        trained_from=final.sha256,
+    )
     return digest(arrays)
 
 

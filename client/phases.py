@@ -3,6 +3,7 @@
 The network is built as ``training.train`` says, and what travels stays the same over all rounds.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,12 +52,18 @@ class PhaseFeatures:
         study: Its phases and the size of its images.
         site: The site's name, which the variations of its images depend on.
         device: Where the arithmetic runs.
+        log: Told once if ``training.views`` asks for features that this network cannot keep.
     """
 
     def __init__(
-        self, model: FederatedModel, study: Study, site: str, device: torch.device
+        self,
+        model: FederatedModel,
+        study: Study,
+        site: str,
+        device: torch.device,
+        log: logging.Logger | None = None,
     ) -> None:
-        self._model, self._study, self._device = model, study, device
+        self._model, self._study, self._device, self._log = model, study, device, log
         self._views = views_of(study, site)
         self._train = ""
         self._features: FrozenFeatures | None = None
@@ -75,7 +82,19 @@ class PhaseFeatures:
             with in_phase(self._model, self._study, number):
                 self._features = frozen_features(self._model, self._device, size, self._views)
             self._train = train
+            self._tell_of_views(train)
         return self._features
+
+    def _tell_of_views(self, train: str) -> None:
+        """Tell that images are varied anew where a part is frozen that cannot be run by itself."""
+        in_vain = self._views is not None and self._features is None and train != "all"
+        if in_vain and self._log is not None:
+            self._log.warning(
+                "training.views is passed over with train = %r: this network cannot be divided "
+                "there, so images are varied anew each time and go through all of it",
+                train,
+            )
+            self._log = None
 
     def refresh(self) -> None:
         """Forget all features if what the phase does not train came with other values.

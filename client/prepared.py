@@ -102,7 +102,7 @@ def prepare(
         layout=layout_of(model, study),
         tasks=tasks,
         store=SiteStore(config.state, study.digest()),
-        features=PhaseFeatures(model, study, config.name, device),
+        features=PhaseFeatures(model, study, config.name, device, log),
         plan=plan_for(study, config, trained, begun),  # the gate may have cost it patients
         declaration=_declaration(tasks, config),
         behind=who_stands_behind(study, tasks),

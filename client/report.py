@@ -71,15 +71,15 @@ def gather(
     Raises:
         RarefedError: As ``evaluation.evaluate_site``.
     """
-    progress("measuring")
     figures = evaluate_site(
         config,
         study,
         models,
         alone=wanted.alone,
+        classical=wanted.classical,
         device=device,
         log=log,
-        progress=lambda done: progress(f"alone: round {done} of {study.rounds}"),
+        progress=progress,
     )
     dealt = deal(study, config)
     layer, why = _layer(models, study, device)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from client.benefit import Benefit
 from client.bootstrap import Estimate
-from client.evaluation import Benefit
 from client.local_figures import Figures, TaskFigures
 from client.report_cases import OUTCOMES
 from client.report_figures import Chart, charts_of

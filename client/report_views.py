@@ -11,6 +11,7 @@ from client.local_figures import TaskFigures
 from client.localisation import Localisation
 from client.report_cases import Shown
 from client.report_federation import Federation
+from common.classical_names import Way
 
 
 class CaseView(NamedTuple):
@@ -96,3 +97,4 @@ class Wanted(NamedTuple):
     method: Method
     alone: bool
     names: bool
+    classical: Sequence[Way] = ()

@@ -18,6 +18,7 @@ from client.device import device_of
 from client.evaluate import evaluate
 from client.ledger import Ledger
 from client.ledger_entries import Entered
+from client.member_states import member_states
 from client.order_arrays import changes_of, initial_backbone, load_order
 from client.phases import in_phase
 from client.prepared import Prepared, prepare
@@ -135,6 +136,7 @@ class Site:
             return Reply(self.config.name, digest, order.round, declaration=declared), {}
         began = time.perf_counter()
         states = self._evaluate(prepared, order.round)
+        states |= member_states(prepared, order, device=self.device)
         looked = self._look(prepared) if may_report(order, self.config.limits) else {}
         states |= {(name, ATTENTION): sums_to_arrays(of.table) for name, of in looked.items()}
         evaluated = time.perf_counter()

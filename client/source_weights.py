@@ -93,8 +93,11 @@ def similarity_weights(
     folds_N = _folds(source_N, patients, seed)
     if folds_N is None:
         return weights_N
+    # Patients are dealt, not images: a fold to fit on may have few of them, yet two at least.
+    fewest = len(source_N) - int(np.bincount(folds_N).max())
+    most = min(len(source_N) // 2, fewest) - 1
     log_ratios_N = cross_val_predict(
-        _regression(min(COMPONENTS, features_ND.shape[1], len(source_N) // 2 - 1)),
+        _regression(min(COMPONENTS, features_ND.shape[1], most)),
         features_ND.astype(np.float64),
         ~source_N,
         cv=PredefinedSplit(folds_N),
@@ -132,7 +135,7 @@ def _regression(components: int) -> "Pipeline":
 
     return make_pipeline(
         StandardScaler(),
-        PCA(max(1, components), svd_solver="full"),
+        PCA(components, svd_solver="full"),
         LogisticRegression(class_weight="balanced", max_iter=1000),
     )
 

@@ -37,6 +37,8 @@ class Kept(NamedTuple):
     """Rounds that the network went through."""
     tasks: tuple[str, ...]
     """The site's tasks, whose heads came; any other head is as random as at the beginning."""
+    trained_from: str = ""
+    """SHA-256 of the arrays of the network that it was trained further from, if it was."""
 
 
 class SiteStore:
@@ -114,7 +116,13 @@ class SiteStore:
         return dict(load_file(self._folder / _local_name(earlier[-1])))
 
     def save_network(
-        self, name: str, arrays: Arrays, *, model_round: int, tasks: Sequence[str]
+        self,
+        name: str,
+        arrays: Arrays,
+        *,
+        model_round: int,
+        tasks: Sequence[str],
+        trained_from: str = "",
     ) -> None:
         """Keep the network of the study's beginning or end, in place of one that was kept before.
 
@@ -125,8 +133,10 @@ class SiteStore:
             arrays: Every array of the network's state.
             model_round: Rounds that it went through.
             tasks: The site's tasks.
+            trained_from: SHA-256 of the network that the site trained further, of ``PERSONAL``.
         """
         notes = {"study": self._study, "model_round": model_round, "tasks": list(tasks)}
+        notes |= {"trained_from": trained_from} if trained_from else {}
         header = {_NOTES: canonical_json(notes).decode()}
         with replacing(self._folder / name, mode=_PRIVATE) as temporary:
             save_file(_in_order(arrays), temporary, metadata=header)
@@ -145,7 +155,8 @@ class SiteStore:
             with safe_open(file, framework="numpy") as opened:
                 notes = json.loads((opened.metadata() or {})[_NOTES])
             study, number = notes["study"], int(notes["model_round"])
-            kept = Kept(dict(load_file(file)), number, tuple(map(str, notes["tasks"])))
+            tasks, trained_from = tuple(map(str, notes["tasks"])), notes.get("trained_from", "")
+            kept = Kept(dict(load_file(file)), number, tasks, trained_from)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             message = f"The kept model {file} cannot be read: {error}."
             raise OrderError(message, remedy=remedy) from error

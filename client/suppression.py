@@ -11,6 +11,9 @@ What is reported, and what could be had from it by subtraction:
 - With both, patients with images of more than one class can be counted, and those with images of
   one alone: their number is the difference of two others. Where it is too small the state of
   patients is left out; that of images says no more than it does where it is the only one.
+- The states of an ensemble's members are of the same patients as the state of all of them together
+  that counts each patient once. They leave beside that one or not at all, all or none; as those of
+  several rounds do, they tell how several networks rank the same patients.
 - Two tasks may be put on the same patients. Where the patients of a class, or of all classes, of
   one task are among those of another, the difference of the two numbers counts the patients that
   the smaller lacks. If these are too few, one of the two states is left out.
@@ -30,6 +33,12 @@ the sum of the losses is; but so many sums of so few images are equations that t
 solved from, and rounding hardly hinders that: with four digits, those of six images are found to
 0.08. Beside a full histogram, which tells log-odds to 1.5 %, they say nothing new. Where bins are
 merged they stay here.
+
+Correlations of the classes' rankings (``common/joint.py``) tell what histograms do not: how an
+image's scores for several classes go together. Of K classes they are K (K - 1) numbers of two
+digits, each over all images of the state. Of few images that narrows down which score of one class
+belongs to which of another, and gives no score that the full histograms (``histogram_patients`` of
+1) do not give already; so they leave beside those. Where bins are merged they stay here.
 """
 
 from collections import Counter
@@ -42,7 +51,7 @@ from client.merged_bins import Least, merged
 from common import metrics, metrics_wire
 from common.arrays import Arrays
 from common.errors import ReplyError
-from common.held_out import HELD_OUT, SPLIT_OF
+from common.held_out import HELD_OUT, MEMBERS, OF_PATIENTS, SPLIT_OF, members_of
 from common.messages import Order, Reply
 from common.metrics import MetricState
 from common.statements import Training, rounded
@@ -123,7 +132,9 @@ def withheld(
     """
     found: dict[Key, str] = {}
     kept: list[Key] = []
-    for _, piece in groupby(sorted(states), key=lambda key: (key[0], SPLIT_OF[key[1]])):
+    of_members = {key for key in states if key[1] in MEMBERS}
+    whole = sorted(states.keys() - of_members)
+    for _, piece in groupby(whole, key=lambda key: (key[0], SPLIT_OF[key[1]])):
         images, *patients = piece  # that of images is the first by name
         reasons = [
             reason
@@ -141,7 +152,32 @@ def withheld(
                 found[key] = "too few patients make the difference to the state of their images"
             else:
                 kept.append(key)
+    for _, piece in groupby(sorted(of_members), key=lambda key: key[0]):
+        members = list(piece)
+        if reason := _reason_of_members(members, states, order, limits, behind, kept):
+            found |= dict.fromkeys(members, reason)
     return found
+
+
+def _reason_of_members(
+    members: Sequence[Key],
+    states: Mapping[Key, MetricState],
+    order: Order,
+    limits: Limits,
+    behind: Mapping[Key, Behind],
+    kept: Iterable[Key],
+) -> str:
+    """Return why the states of one task's members may not leave; empty where they may."""
+    task = members[0][0]
+    several = (task, OF_PATIENTS["validation"])
+    if (several if several in behind else (task, "validation")) not in kept:
+        return "the state of all members together is not among them"
+    if {name for _, name in members} != set(members_of(order.study)):
+        return "the states of other members are not among them"
+    if any(metrics.told(states[key]) or states[key].joint.any() for key in members):
+        return "sums are told that no score needs"
+    reasons = (_reason(key, states[key], order, limits, behind, ()) for key in members)
+    return next((reason for reason in reasons if reason), "")
 
 
 def _reason(

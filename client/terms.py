@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from client import training_terms
 from client.config import SiteConfig
 from common.study import Study
 
@@ -54,6 +55,12 @@ def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
         ),
         "image_size": backbone.image_size,
         "trained_layers": training.train,
+        "trained": training_terms.trained(study),
+        "stays": training_terms.stays(study),
+        "tells_sites_apart": training_terms.aligned(study),
+        "images_from_elsewhere": training_terms.from_elsewhere(study),
+        "validation_decides": training_terms.decided(study),
+        "afterwards": training_terms.afterwards(study),
         "rounds": study.rounds,
         "most_trainings": study.rounds + config.limits.extra_rounds,
         "epochs_a_round": training.local_epochs,
@@ -70,6 +77,8 @@ def _reported(study: Study, config: SiteConfig) -> list[str]:
     lines = [NO_LOSS if study.privacy and line == LOSS else line for line in REPORTED]
     if study.evaluation.attention != "none" and config.limits.attention == "report":
         lines.insert(-1, ATTENTION)
+    if study.federation.votes == "validation":
+        lines.insert(-1, training_terms.MEMBERS)
     return lines
 
 
@@ -115,10 +124,16 @@ def lines_of(terms: dict[str, Any]) -> list[tuple[str, str]]:
         ("study", terms["study"]),
         ("tasks", "\n".join(tasks)),
         ("network", f"{terms['network']}, on images of {size} x {size} pixels"),
-        ("begins with", f"{terms['weights']}; trains {terms['trained_layers']}"),
+        ("begins with", terms["weights"]),
+        ("trains", terms["trained"]),
+        ("stays here", terms["stays"]),
         ("training", f"{rounds}, batches of {terms['batch_size']}, by {terms['strategy']}"),
         ("limit here", f"{terms['most_trainings']} trainings in all"),
         ("held out", f"{held['validation']:.0%} validation, {held['test']:.0%} test patients"),
+        ("images from elsewhere", terms["images_from_elsewhere"]),
+        ("discriminator", terms["tells_sites_apart"]),
+        ("validation figures decide", terms["validation_decides"]),
+        ("commands here afterwards", terms["afterwards"]),
         ("privacy", terms["privacy"]),
         ("central noise", terms["central_privacy"]),
         ("reported", "\n".join(f"- {line}" for line in terms["reported"])),

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,22 @@ def digest(arrays: Arrays) -> str:
         sha.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
         sha.update(value.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
+
+
+def mean_of(models: Sequence[Arrays], names: Iterable[str]) -> dict[str, Array]:
+    """Return the mean of each floating-point array over models, all weighing the same.
+
+    Sums are of 64 bits; the means have the arrays' own type. All other arrays are the last model's.
+    """
+    last = models[-1]
+    result = dict(last)
+    for name in names:
+        if np.issubdtype(last[name].dtype, np.floating):
+            total = np.zeros(last[name].shape)
+            for model in models:
+                total += model[name]
+            result[name] = np.asarray(total / len(models), last[name].dtype)
+    return result
 
 
 def size_in_bytes(arrays: Arrays) -> int:

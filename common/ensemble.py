@@ -5,11 +5,16 @@ classes of a task.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+_ROUNDED = 1e-4
+"""By how much the sum of votes in single precision may differ from 1."""
 
 
 class Colours(NamedTuple):
@@ -61,19 +66,26 @@ class MemberHeads(nn.Module):
 
     Args:
         members: In the order of the members, each from the features of its own.
+        weighted: Whether what each of them weighs may come to differ. If so it is an array of the
+            network; else they weigh the same, and no array says so.
     """
 
-    def __init__(self, members: Sequence[nn.Linear]) -> None:
+    votes: Tensor | None
+    """What each member weighs, shape (M,), in [0, 1], their sum being 1; None for the same."""
+
+    def __init__(self, members: Sequence[nn.Linear], *, weighted: bool = False) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.widths = [head.in_features for head in members]
         """Features of each member; together they are D."""
         self.out_features = members[0].out_features
         """Classes of the task, K."""
+        equal_M = torch.full((len(members),), 1 / len(members))
+        self.register_buffer("votes", equal_M if weighted else None)
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Return the logits of the mean probability, shape (B, K)."""
-        return mean_probability(torch.stack(self._each(features_BD)))
+        return mean_probability(torch.stack(self._each(features_BD)), self.votes)
 
     def apart(self, features_BD: Tensor) -> Tensor:
         """Return the logits of each member, one member after the other, shape (M * B, K)."""
@@ -84,14 +96,35 @@ class MemberHeads(nn.Module):
         return [head(part) for head, part in zip(self.members, parts, strict=True)]
 
 
-def mean_probability(logits_MBK: Tensor) -> Tensor:
+def mean_probability(logits_MBK: Tensor, weights_M: Tensor | None = None) -> Tensor:
     """Return the logarithm of the members' mean probability, shape (B, K); softmax undoes it.
 
     Mixing probabilities with equal weights is the ensemble of Hansen and Salamon 1990 and of
-    Lakshminarayanan et al. 2017, section 2.4.
+    Lakshminarayanan et al. 2017, section 2.4; with others, that of Opitz and Shavlik 1996.
 
     Args:
         logits_MBK: Logits of each member.
+        weights_M: What each member weighs, at least 0, with the sum 1; None for the same.
     """
-    members = math.log(len(logits_MBK))
-    return logits_MBK.log_softmax(dim=2).logsumexp(dim=0) - members
+    log_p_MBK = logits_MBK.log_softmax(dim=2)
+    if weights_M is None:
+        return log_p_MBK.logsumexp(dim=0) - math.log(len(logits_MBK))
+    return (log_p_MBK + weights_M.log().view(-1, 1, 1)).logsumexp(dim=0)
+
+
+def vote_alike(heads: Iterable[nn.Module]) -> None:
+    """Have all members of an ensemble weigh the same, in the heads that say what they weigh."""
+    for head in heads:
+        if isinstance(head, MemberHeads) and head.votes is not None:
+            head.votes.fill_(1 / len(head.votes))
+
+
+def check_votes(weights_M: NDArray[np.floating]) -> None:
+    """Refuse what members cannot weigh.
+
+    Raises:
+        ValueError: A weight is not finite or below 0, or their sum is not 1, but for rounding.
+    """
+    sums_to_one = math.isclose(float(weights_M.sum()), 1.0, abs_tol=_ROUNDED)
+    if not (np.isfinite(weights_M).all() and (weights_M >= 0).all() and sums_to_one):
+        raise ValueError("the votes of an ensemble are not shares of one")

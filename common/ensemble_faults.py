@@ -27,6 +27,21 @@ def ensemble_faults(values: dict[str, Any]) -> Iterator[Fault]:
         if first != number:
             what = f"it begins as ensemble.{first} does, and would stay the same"
             yield Fault(f"ensemble.{number}.seed", what, "give it another seed")
+    yield from _votes_faults(values)
+
+
+def _votes_faults(values: dict[str, Any]) -> Iterator[Fault]:
+    """Yield why members could not vote by their validation scores."""
+    federation, where = table(values, "federation"), "federation.votes"
+    if federation.get("votes", "equal") != "validation":
+        return
+    if not values.get("ensemble"):
+        yield Fault(where, "one network alone has no members", "leave it out, or add an ensemble")
+    if federation.get("personal", "none") == "head":
+        what = "each site keeps its own heads, which no score of all sites is of"
+        yield Fault(where, what, "leave it out, or share the heads")
+    if table(values, "split").get("validation") == 0:
+        yield Fault(where, "no patients are held out for it", "give split.validation a share")
 
 
 def at_member(fault: Fault, values: dict[str, Any], number: int) -> Fault:

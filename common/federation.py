@@ -44,6 +44,9 @@ class Federation(Section):
     """Which round's model the study ends with."""
     average_last: Annotated[int, Field(ge=1, le=1000)] = 1
     """Rounds at the end whose models are averaged into the one that the study ends with."""
+    votes: Literal["equal", "validation"] = "equal"
+    """What the members of an ensemble weigh in the end: the same, or by the validation score of
+    each."""
     early_stopping: EarlyStopping | None = None
     """Left out, all rounds are made."""
 
@@ -52,7 +55,9 @@ class Federation(Section):
         return self.options.get(name, study_faults.STRATEGY_OPTIONS[self.strategy][name])
 
 
-LATER_KEYS = ("update_norm", "personal", "score", "keep", "average_last", "early_stopping")
+LATER_KEYS = (
+    "update_norm", "personal", "score", "keep", "average_last", "votes", "early_stopping",
+)  # fmt: skip
 """Keys that the first studies did not have; a study tells those that are not as by default."""
 
 

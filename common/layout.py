@@ -8,6 +8,8 @@ Every entry of the network's state belongs to exactly one kind:
   stepped along their change could make a variance negative;
 - the group ``sites``: the discriminator that tells sites apart, likewise, of a study that has one;
 - the groups ``head:TASK``: one task's head, averaged over the sites that have the task;
+- the groups ``votes:TASK``: what each member of an ensemble weighs in a task, of a study that finds
+  it by their validation scores. No site trains it: orders to train do not have it, replies never;
 - ``local``: batch normalisation that each site keeps to itself (FedBN, Li et al. 2021), and
   personal heads (FedPer, Arivazhagan et al. 2019), whose groups are then empty;
 - ``base``: all the rest, frozen weights and counters among it. The coordinator sends it once to
@@ -42,6 +44,16 @@ def head_group(task: str) -> str:
     return f"head:{task}"
 
 
+def votes_group(task: str) -> str:
+    """Return the name of the group that holds what the members of an ensemble weigh in a task."""
+    return f"votes:{task}"
+
+
+def votes_name(task: str) -> str:
+    """Return the name of the one array in that group."""
+    return f"heads.{task}.votes"
+
+
 def initial_name(name: str) -> str:
     """Return the name under which an array is sent as it was at the study's beginning."""
     return f"{INITIAL}{name}"
@@ -52,7 +64,7 @@ class Layout:
     """Names of the network's arrays, by what happens to them."""
 
     groups: Mapping[str, tuple[str, ...]]
-    """Arrays that travel each round, by group; a group may be empty."""
+    """Arrays that travel, by group; a group may be empty."""
     local: tuple[str, ...]
     """Arrays that stay at their site once it has the first ones."""
     base: tuple[str, ...]
@@ -60,10 +72,19 @@ class Layout:
     initial: tuple[str, ...] = ()
     """Arrays of the backbone that travel each round, and whose initial values sites keep beside;
     none where the study's objective does not ask for them."""
+    stages: int = 0
+    """How many stages the backbone has, where the study unfreezes one after the other; else 0."""
 
-    def groups_of(self, tasks: Iterable[str]) -> tuple[str, ...]:
-        """Return the groups that concern a site with these tasks, without empty ones."""
+    def groups_of(self, tasks: Iterable[str], *, trained: bool = True) -> tuple[str, ...]:
+        """Return the groups that an order has for a site with these tasks, without empty ones.
+
+        Args:
+            tasks: The site's.
+            trained: Whether the order is to train; the members' votes are no part of that.
+        """
+        tasks = tuple(tasks)
         wanted = [SHARED, STATISTICS, SITES, *(head_group(task) for task in tasks)]
+        wanted += () if trained else (votes_group(task) for task in tasks)
         return tuple(name for name in wanted if self.groups.get(name))
 
     @property
@@ -81,6 +102,8 @@ class Layout:
         plain = asdict(self)
         if not self.initial:
             del plain["initial"]
+        if not self.stages:
+            del plain["stages"]
         return plain
 
     @classmethod
@@ -92,7 +115,8 @@ class Layout:
         """
         groups = {str(group): _names(names) for group, names in dict(plain["groups"]).items()}
         initial = _names(plain.get("initial", ()))
-        return cls(groups, _names(plain["local"]), _names(plain["base"]), initial)
+        stages = int(plain.get("stages", 0))
+        return cls(groups, _names(plain["local"]), _names(plain["base"]), initial, stages)
 
 
 def arrays_sent_once(arrays: Arrays, layout: Layout) -> dict[str, Array]:

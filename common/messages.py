@@ -11,8 +11,9 @@
             ArrayRecord  one for each group      the change (local minus global) of its arrays
             MetricRecord "weights"           what each group's change weighs
             ArrayRecord  "metrics/T/S"       sums and histograms of task T; S is a split, or
-                                                 its patients (``common/held_out.py``), or
-                                                 where the network looks (``common/attention.py``)
+                                                 its patients, or a member of an ensemble
+                                                 (``common/held_out.py``), or where the network
+                                                 looks (``common/attention.py``)
             ConfigRecord "audit"             of a vault: the head of its audit log
 
 What travels is the change, never the local weights: a change may be cast to fewer bits at small

@@ -27,6 +27,7 @@ from common.stages import (
     Stage,
     check_adapted,
     check_frozen,
+    check_local,
     freeze_stages,
     joined_stages,
     stages_of,
@@ -151,6 +152,7 @@ def build_model(study: Study) -> FederatedModel:
     if study.backbone.normalisation == "frozen":
         backbone = freeze_batch_norm_2d(backbone)
     check_frozen(backbone, study)
+    check_local(backbone, study)
     check_adapted(backbone, study)
     model = FederatedModel(backbone, heads, study.training.dropout)
     model.mean = study.backbone.mean or model.mean
@@ -170,8 +172,11 @@ def build_without_discriminator(study: Study) -> FederatedModel:
 def _joined(members: Sequence[FederatedModel], study: Study) -> FederatedModel:
     colours = [Colours(member.mean, member.std) for member in members]
     backbone = Members([member.backbone for member in members], colours)
+    weighted = study.federation.votes == "validation"
     heads = {
-        task: MemberHeads([cast("nn.Linear", member.heads[task]) for member in members])
+        task: MemberHeads(
+            [cast("nn.Linear", member.heads[task]) for member in members], weighted=weighted
+        )
         for task in study.tasks
     }
     model = FederatedModel(backbone, nn.ModuleDict(heads), study.training.dropout)

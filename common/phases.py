@@ -37,6 +37,18 @@ def train_in_round(training: Training, number: int, stages: int) -> str:
     return training.train
 
 
+def last_phase_begins(training: Training, stages: int) -> int:
+    """Return the round from which all that ``train`` says trains to the end; 1 without phases.
+
+    Args:
+        training: How the study trains.
+        stages: How many stages the backbone has, or fewer, for the earliest that it can be.
+    """
+    if training.unfreeze_every is not None:
+        return training.unfreeze_every * width(training.train, stages) + 1
+    return sum(phase.rounds for phase in training.phases) + 1
+
+
 def width(train: str, stages: int) -> int:
     """Return how many of a backbone's stages train.
 

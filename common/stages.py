@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import StudyError
-from common.phases import check_phases, has_phases, width
+from common.phases import check_phases, has_phases, last_phase_begins, width
+from common.schedule_faults import last_patience
 from common.study import Study
 
 
@@ -32,6 +33,7 @@ def stages_of(backbone: Any, study: Study) -> tuple[Stage, ...]:
         for number in sorted(parameters)
     )
     check_phases(study.training, study.backbone.name, len(stages))
+    check_stopping(study, len(stages))
     return stages
 
 
@@ -66,6 +68,30 @@ def check_frozen(backbone: nn.Module, study: Study) -> None:
             f"{study.backbone.name} has {len(living)} layers of {kinds} that cannot be frozen.",
             remedy="Use training.train = 'all' and normalisation = 'average' or 'local', or "
             "another backbone.",
+        )
+
+
+def check_stopping(study: Study, stages: int) -> None:
+    """Refuse an early end that cannot come, since all stages train too late for it."""
+    stopping, begins = study.federation.early_stopping, last_phase_begins(study.training, stages)
+    if stopping is not None and stopping.patience > last_patience(study.rounds, begins):
+        raise StudyError(
+            f"All of {study.backbone.name} that is to train does so from round {begins} on: "
+            f"{study.rounds} rounds end before {stopping.patience} of those are known to bring "
+            "nothing.",
+            remedy="Leave federation.early_stopping out, make its patience or "
+            "training.unfreeze_every smaller, or have more rounds.",
+        )
+
+
+def check_local(backbone: nn.Module, study: Study) -> None:
+    """Refuse to keep batch normalisation at the sites where all of it is frozen."""
+    wanted = study.backbone.normalisation == "local"
+    if wanted and not any(isinstance(m, _BatchNorm) for m in backbone.modules()):
+        raise StudyError(
+            f"{study.backbone.name} has no batch normalisation that a site could keep to itself in "
+            f"what training.train = {study.training.train!r} trains.",
+            remedy="Let more of the backbone train, or leave backbone.normalisation out.",
         )
 
 

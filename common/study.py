@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 from common import federation, study_faults, training
 from common.backbones import MOST_MEMBERS, Backbone, Member
+from common.classical_names import Way
 from common.errors import StudyError
 from common.faults import Fault
 from common.federation import Federation
@@ -83,6 +84,10 @@ class Evaluation(Section):
     normalisation: Literal["stored", "adapted"] = "stored"
     """Whether batch normalisation has its running statistics at evaluation, or those of the very
     images of a split (Schneider et al. 2020)."""
+    classical: list[Way] = Field(default_factory=list)
+    """Classifiers that each site fits to its own patients, to compare the final network with."""
+    tuned_rounds: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Rounds that a site tunes the final network by itself; left out, the site says how many."""
 
     @property
     def adapted(self) -> bool:
@@ -96,6 +101,10 @@ class Evaluation(Section):
             del values["attention"], values["attention_patients"]
         if not self.adapted:
             del values["normalisation"]
+        if not self.classical:
+            del values["classical"]
+        if self.tuned_rounds is None:
+            del values["tuned_rounds"]
         return values
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from common.backbones import values_of_members
 from common.ensemble_faults import at_member, ensemble_faults
+from common.evaluation_faults import evaluation_faults
 from common.faults import Fault, table
 from common.training_faults import ending_faults, training_faults
 
@@ -56,15 +57,22 @@ def validated(model: type[Model], values: dict[str, Any]) -> tuple[Model | None,
     Combinations are checked on the raw values wherever their parts are of the right type, so
     that one wrong key does not hide the faults of another.
     """
-    checked = None
-    faults: list[Fault] = []
+    checked, faults = with_right_keys(model, values)
+    return checked, [*faults, *combination_faults(values, faults)]
+
+
+def with_right_keys(model: type[Model], values: dict[str, Any]) -> tuple[Model | None, list[Fault]]:
+    """Return the model, or None, and each key that is none or whose value is wrong by itself."""
     try:
-        checked = model.model_validate_json(_as_json(values))
+        return model.model_validate_json(_as_json(values)), []
     except ValidationError as error:
-        faults += [_fault(model, detail) for detail in error.errors(include_url=False)]
-    found = {fault.where for fault in faults}
-    faults += [fault for fault in _all_combinations(values) if fault.where not in found]
-    return checked, faults
+        return None, [_fault(model, detail) for detail in error.errors(include_url=False)]
+
+
+def combination_faults(values: dict[str, Any], told: Sequence[Fault]) -> list[Fault]:
+    """Return what no single key of a study shows to be wrong, but of keys with a fault already."""
+    found = {fault.where for fault in told}
+    return [fault for fault in _all_combinations(values) if fault.where not in found]
 
 
 def _as_json(values: dict[str, Any]) -> bytes:
@@ -122,6 +130,7 @@ def _combinations(values: dict[str, Any]) -> Iterator[Fault]:
     yield from _strategy_faults(table(values, "federation"))
     yield from training_faults(values)
     yield from ending_faults(values)
+    yield from evaluation_faults(values)
     bounded = table(values, "training").get("clip_norm") is not None
     if bounded and isinstance(values.get("privacy"), dict):
         remedy = "leave it out: privacy.clip_norm bounds the gradient of each patient"

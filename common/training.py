@@ -29,7 +29,7 @@ class Schedule(Section):
     """``restarts`` is SGDR (Loshchilov and Hutter 2017)."""
     warmup_rounds: Annotated[float, Field(ge=0, le=100_000)] = 0.0
     """Rounds in which rates rise linearly to what the rest of the schedule says."""
-    period: Positive | None = None
+    period: Annotated[float, Field(ge=0.01, le=100_000)] | None = None
     """Rounds of the first cycle of ``restarts``, or between two steps of ``step``."""
     growth: Annotated[float, Field(ge=1, le=100)] = 1.0
     """How many times longer each cycle of ``restarts`` is than the one before."""

@@ -1,28 +1,26 @@
 """What no single key of ``[training]`` and of what follows the rounds shows to be wrong."""
 
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from pydantic import ValidationError
+
 from common.faults import Fault, table
-from common.phases import lies_within
+from common.phases import last_phase_begins, lies_within
+from common.schedule_faults import last_patience, schedule_faults
 from common.training import Training
 
 _DEFAULTS: dict[str, Any] = Training().model_dump(mode="json")
 """What an order writes out: a key that means nothing there is a fault only with another value."""
 
-_NEEDS = {"momentum": ("optimizer", "sgd"), "hybrid_share": ("loss", "hybrid")}
-"""Keys that mean nothing unless another has a certain value."""
-
-_OF_KIND = {
-    "period": ("restarts", "step"),
-    "growth": ("restarts",),
-    "factor": ("step", "plateau"),
-    "patience": ("plateau",),
-    "floor": ("cosine", "restarts", "step", "plateau"),
+_NEEDS = {
+    "momentum": ("optimizer", ("sgd",)),
+    "focal_gamma": ("loss", ("focal", "hybrid")),
+    "hybrid_share": ("loss", ("hybrid",)),
 }
-"""Keys of a schedule, and the kinds that have them."""
-
+"""Keys that mean nothing unless another has one of certain values."""
 
 _NOT_PRIVATE: tuple[tuple[str, Any, str], ...] = (
     ("class_weights", "none", "weights that follow from the counts of the classes"),
@@ -45,7 +43,7 @@ def training_faults(values: dict[str, Any]) -> Iterator[Fault]:
     """Yield which keys of ``[training]`` contradict each other, or the rest of the study."""
     training = table(values, "training")
     yield from _unused(training)
-    yield from _schedule_faults(table(training, "schedule"))
+    yield from schedule_faults(table(training, "schedule"), values.get("rounds"))
     yield from _phase_faults(training, values.get("rounds"))
     if training.get("views"):
         yield from _views_faults(training, table(values, "tasks"))
@@ -69,35 +67,44 @@ def ending_faults(values: dict[str, Any]) -> Iterator[Fault]:
     if last != 1 and federation.get("keep", "last") == "best":
         remedy = "use one of the two"
         yield Fault("federation.average_last", "the best round's model is kept instead", remedy)
-    stopping = table(federation, "early_stopping").get("patience")
-    if isinstance(stopping, int) and isinstance(rounds, int) and stopping >= max(rounds, 2):
-        what = f"{rounds} rounds end before {stopping} of them bring nothing"
-        yield Fault("federation.early_stopping.patience", what, "make it smaller")
+    if federation.get("early_stopping") is not None and isinstance(rounds, int):
+        yield from _stopping_faults(values, federation, rounds)
     if federation.get("personal", "none") == "head":
         yield from _personal_faults(values)
     yield from _local_faults(values, federation)
-    yield from _adaptation_faults(values)
+
+
+def _stopping_faults(
+    values: dict[str, Any], federation: dict[str, Any], rounds: int
+) -> Iterator[Fault]:
+    """Yield what is wrong with an early end: it has to be able to come."""
+    patience = table(federation, "early_stopping").get("patience", 10)
+    begins = _last_phase_begins(table(values, "training"))
+    most = last_patience(rounds, begins)
+    if isinstance(patience, int) and patience > most:
+        remedy = f"use {most} or less" if most > 0 else "leave early_stopping out"
+        what = f"{rounds} rounds end before {patience} of them are known to bring nothing"
+        if begins > 1:
+            what += f", counted from the last phase on, which begins with round {begins}"
+        yield Fault("federation.early_stopping.patience", what, remedy)
+
+
+def _last_phase_begins(training: dict[str, Any]) -> int:
+    """Return the first round of the last phase, or the least that it can be; 1 of no right ones."""
+    try:
+        # How many stages there are tells the network alone, which has one at least.
+        return last_phase_begins(Training.model_validate(training), stages=1)
+    except ValidationError:
+        return 1
 
 
 def _unused(training: dict[str, Any]) -> Iterator[Fault]:
     for key, (other, wanted) in _NEEDS.items():
         found = training.get(other, _DEFAULTS[other])
-        if training.get(key, _DEFAULTS[key]) != _DEFAULTS[key] and found != wanted:
+        if training.get(key, _DEFAULTS[key]) != _DEFAULTS[key] and found not in wanted:
             what = f"it means nothing with {other} = {found!r}"
-            yield Fault(f"training.{key}", what, f"leave it out, or use {wanted!r}")
-
-
-def _schedule_faults(schedule: dict[str, Any]) -> Iterator[Fault]:
-    kind = schedule.get("kind", "constant")
-    for key, kinds in _OF_KIND.items():
-        plain = _DEFAULTS["schedule"][key]
-        if schedule.get(key, plain) != plain and kind not in kinds and isinstance(kind, str):
-            what = f"a schedule {kind!r} has none"
-            yield Fault(
-                f"training.schedule.{key}", what, f"leave it out, or use {' or '.join(kinds)}"
-            )
-    if kind in _OF_KIND["period"] and schedule.get("period") is None:
-        yield Fault("training.schedule.period", f"{kind} needs it", "say how many rounds")
+            remedy = f"leave it out, or use {' or '.join(map(repr, wanted))}"
+            yield Fault(f"training.{key}", what, remedy)
 
 
 def _phase_faults(training: dict[str, Any], rounds: Any) -> Iterator[Fault]:
@@ -128,8 +135,9 @@ def _views_faults(training: dict[str, Any], tasks: dict[str, Any]) -> Iterator[F
     if not any(isinstance(table(tasks, name).get("augmentation"), dict) for name in tasks):
         remedy = "leave it out, or give a task an augmentation"
         yield Fault("training.views", "no task's images are varied", remedy)
-    phases = training.get("phases") or []
-    narrow = [p for p in phases if isinstance(p, dict) and p.get("train") != "all"]
+    phases = training.get("phases")
+    listed = phases if isinstance(phases, list) else []
+    narrow = [p for p in listed if isinstance(p, dict) and p.get("train") != "all"]
     if training.get("train", "all") == "all" and not narrow and not training.get("unfreeze_every"):
         remedy = "leave it out, or have fewer layers train, or in fewer rounds"
         yield Fault("training.views", "nothing is frozen whose output could be kept", remedy)
@@ -139,6 +147,9 @@ def _objective_faults(training: dict[str, Any], backbone: dict[str, Any]) -> Ite
     if training.get("label_smoothing") and training.get("loss") in ("focal", "hybrid"):
         what = "the focal loss is of one class an image, not of softened labels"
         yield Fault("training.label_smoothing", what, "use loss = 'cross_entropy'")
+    if training.get("class_weights") == "balanced" and training.get("sampling") == "balanced":
+        what = "images of rare classes are drawn more often already"
+        yield Fault("training.class_weights", what, "use one of the two")
     near = [key for key in ("anchor_weight", "distillation_weight") if training.get(key)]
     for key in near:
         yield from _near_faults(key, training, backbone)
@@ -191,9 +202,11 @@ def _near_faults(key: str, training: dict[str, Any], backbone: dict[str, Any]) -
     if key == "anchor_weight" and training.get("optimizer") == "sgd":
         rate, momentum = (training.get(k, _DEFAULTS[k]) for k in ("backbone_lr", "momentum"))
         given = (training[key], rate, momentum)
+        # An integer of the file may be longer than any number that its key takes.
+        known = all(isinstance(v, int | float) and 0 <= v <= sys.float_info.max for v in given)
         # Polyak 1964: gradient descent with momentum m on a / 2 * ||w - w0||^2 converges for
         # 0 < a * lr < 2 * (1 + m).
-        if all(isinstance(v, int | float) for v in given) and given[0] * rate >= 2 * (1 + momentum):
+        if known and given[0] * rate >= 2 * (1 + momentum):
             what = "times backbone_lr it is so much that every step of sgd would be too long"
             yield Fault(where, what, f"stay below {2 * (1 + momentum) / rate:g}")
 
@@ -227,10 +240,15 @@ def _personal_faults(values: dict[str, Any]) -> Iterator[Fault]:
 
 def _local_faults(values: dict[str, Any], federation: dict[str, Any]) -> Iterator[Fault]:
     """Yield what cannot be where arrays stay at the sites: those are of the last round alone."""
+    backbone, training = table(values, "backbone"), table(values, "training")
+    if backbone.get("normalisation") == "local" and training.get("train") == "head":
+        what = "a frozen backbone has none that a site could keep to itself"
+        remedy = "let a part of the backbone train, or leave it out"
+        yield Fault("backbone.normalisation", what, remedy)
     local = [
         name
         for name, wanted, found in (
-            ("local normalisation", "local", table(values, "backbone").get("normalisation")),
+            ("local normalisation", "local", backbone.get("normalisation")),
             ("personal heads", "head", federation.get("personal")),
         )
         if found == wanted
@@ -239,16 +257,3 @@ def _local_faults(values: dict[str, Any], federation: dict[str, Any]) -> Iterato
         if local and federation.get(key, plain) != plain:
             what = f"the sites keep {' and '.join(local)} of the last round alone"
             yield Fault(f"federation.{key}", what, "leave it out")
-
-
-def _adaptation_faults(values: dict[str, Any]) -> Iterator[Fault]:
-    """Yield why no statistics of batch normalisation could be re-estimated."""
-    if table(values, "evaluation").get("normalisation") != "adapted":
-        return
-    where = "evaluation.normalisation"
-    if table(values, "backbone").get("normalisation") == "frozen":
-        what = "frozen batch normalisation has the statistics of the beginning"
-        yield Fault(where, what, "use backbone.normalisation = 'average' or 'local'")
-    elif table(values, "training").get("train") == "head":
-        what = "a frozen backbone has the statistics of the beginning"
-        yield Fault(where, what, "let a part of the backbone train, or leave it out")

@@ -7,7 +7,16 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.arrays import Array, Arrays
-from common.layout import DISCRIMINATOR, SHARED, SITES, STATISTICS, Layout, head_group
+from common.layout import (
+    DISCRIMINATOR,
+    SHARED,
+    SITES,
+    STATISTICS,
+    Layout,
+    head_group,
+    votes_group,
+    votes_name,
+)
 from common.models import FederatedModel
 from common.study import Study
 
@@ -20,8 +29,9 @@ def layout_of(model: FederatedModel, study: Study) -> Layout:
     local = normalisation if study.backbone.normalisation == "local" else set()
     if study.federation.personal == "head":
         local |= {name for name in trained if name.startswith("heads.")}
-    travelling = (trained | normalisation) - local
     state = list(model.state_dict())
+    votes = {votes_group(t): (votes_name(t),) for t in study.tasks if votes_name(t) in state}
+    travelling = (trained | normalisation) - local
     groups = {
         SHARED: _under("backbone.", state, travelling - statistics),
         STATISTICS: _under("backbone.", state, travelling & statistics),
@@ -30,11 +40,13 @@ def layout_of(model: FederatedModel, study: Study) -> Layout:
         groups[SITES] = _under(DISCRIMINATOR, state, travelling)
     for task in study.tasks:
         groups[head_group(task)] = _under(f"heads.{task}.", state, travelling)
+    once = set(state) - travelling.union(*votes.values())
     return Layout(
-        groups=groups,
+        groups=groups | votes,
         local=tuple(name for name in state if name in local),
-        base=tuple(name for name in state if name not in travelling | local),
+        base=tuple(name for name in state if name in once - local),
         initial=(*groups[SHARED], *groups[STATISTICS]) if study.training.stays_near else (),
+        stages=0 if study.training.unfreeze_every is None else len(model.stages),
     )
 
 

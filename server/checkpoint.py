@@ -52,6 +52,8 @@ class Checkpoint(NamedTuple):
     """Rounds whose models were averaged into it."""
     places: tuple[str, ...] = ()
     """The sites in the order in which they joined, of a study that numbers them."""
+    has_votes: bool = False
+    """The model holds what its members weigh by their validation scores."""
 
 
 def save_model(folder: Path, arrays: Arrays, notes: Mapping[str, str]) -> Path:
@@ -138,7 +140,12 @@ def save_round(
 
 
 def save_ending(
-    folder: Path, arrays: Arrays, *, model_round: int, averaged: tuple[int, ...] = ()
+    folder: Path,
+    arrays: Arrays,
+    *,
+    model_round: int,
+    averaged: tuple[int, ...] = (),
+    has_votes: bool = False,
 ) -> None:
     """Put the model that the study ends with in place of the last round's; no round follows.
 
@@ -147,12 +154,15 @@ def save_ending(
         arrays: Every array of the network's state.
         model_round: The round after which it was so.
         averaged: Rounds whose models were averaged into it.
+        has_votes: Whether it holds what its members weigh by their validation scores.
 
     Raises:
         OutputError: The folder cannot be written, or the last round's model cannot be read.
     """
     _clear(folder)
     ending = {"model_round": str(model_round), "averaged": json.dumps(list(averaged))}
+    if has_votes:
+        ending["votes"] = "validation"
     save_model(folder, arrays, _read_notes(folder / MODEL) | ending)
 
 
@@ -241,7 +251,7 @@ def find_checkpoint(folder: Path, study: Study) -> Checkpoint:
             remedy="Give each study a folder of its own.",
         )
     states = _read_states(folder / carried) if carried else {}
-    return Checkpoint(number, path, members, states, *ending, averaged, places)
+    return Checkpoint(number, path, members, states, *ending, averaged, places, "votes" in notes)
 
 
 def model_round_of(path: Path) -> int:

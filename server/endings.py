@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from common.arrays import Array, Arrays
+from common.arrays import mean_of
 from common.errors import OutputError
 from common.files import replacing
 from common.layout import Layout
+from common.scores import last_rounds, stands_still
+from common.scores import wanted as wanted_of
 from common.study import Study
-from server import scores
+from server import scores, votes
 from server.checkpoint import MODEL, Checkpoint, save_ending
 from server.history import RoundRecord
 from server.stored_arrays import StoredArrays
@@ -44,7 +44,9 @@ def turns(
 
     The rounds come first. Then the last round's model, or the average of the last ones, is
     measured. Where the best is to be kept and is an earlier one, that one takes its place and is
-    measured too. Each exchange finds its model in the folder.
+    measured too. Where the members of an ensemble vote by their validation scores, that exchange
+    has told them; the model gets the votes and is measured once more. Each exchange finds its model
+    in the folder.
 
     Args:
         folder: The study's folder.
@@ -58,29 +60,33 @@ def turns(
     """
     number, ends_with, averaged = done.round, done.model_round, done.averaged
     if not done.has_ended:
-        while number < study.rounds and not stopped(study, records):
+        while number < study.rounds and not stopped(study, layout, records):
             number += 1
             yield Turn(number, number - 1)
         ends_with, averaged = number, _average(folder, study, layout, number)
-    if ends_with == number:
+    if ends_with == number and not done.has_votes:
         yield Turn(number + 1, number, last=True, averaged=averaged)
     if not done.has_ended:
         ends_with = _take_best(folder, study, layout, number, records)
     forget(folder, set())
-    if ends_with != number:
-        yield Turn(number + 2, ends_with, last=True)
+    measured = number + (1 if ends_with == number else 2)
+    if ends_with != number and not done.has_votes:
+        yield Turn(measured, ends_with, last=True)
+    if study.federation.votes == "validation":
+        turn = Turn(measured + 1, ends_with, last=True, averaged=averaged)
+        if not done.has_votes:
+            _weigh(folder, study, layout, turn, records[-1])
+        yield turn
 
 
-def stopped(study: Study, records: Sequence[RoundRecord]) -> str:
+def stopped(study: Study, layout: Layout, records: Sequence[RoundRecord]) -> str:
     """Return why the study ends before its last round; an empty string where it does not."""
-    stopping = study.federation.early_stopping
     number = max((record.round for record in records if record.combined), default=0)
-    if stopping is None or number >= study.rounds:
+    found = scores.of_rounds(study, records)
+    still = stands_still(study, layout.stages, found)
+    if still is None or number >= study.rounds:
         return ""
-    found = scores.of_rounds(records)
-    best, since = scores.standing(found, stopping.least_gain)
-    if since < stopping.patience:
-        return ""
+    best, since = still
     figure = "AUROC" if study.federation.score == "auroc" else "loss"
     return (
         f"Stopped early after round {number} of {study.rounds}: the validation {figure} of round "
@@ -90,14 +96,7 @@ def stopped(study: Study, records: Sequence[RoundRecord]) -> str:
 
 def wanted(study: Study, records: Sequence[RoundRecord], number: int) -> set[int]:
     """Return the rounds before ``number`` whose models the study may still end with."""
-    federation = study.federation
-    if federation.keep == "best":
-        best = scores.best_round(study, records)
-        return set() if best is None else {best} - {number}
-    first = max(number - federation.average_last + 1, 1)
-    if federation.early_stopping is None:
-        first = max(first, study.rounds - federation.average_last + 1)
-    return set(range(first, number))
+    return wanted_of(study, scores.best_round(study, records), number)
 
 
 def keep(folder: Path, rounds: set[int], number: int) -> None:
@@ -126,26 +125,9 @@ def forget(folder: Path, rounds: set[int]) -> None:
             path.unlink(missing_ok=True)
 
 
-def mean_of(models: Sequence[Arrays], names: Sequence[str]) -> dict[str, Array]:
-    """Return the mean of each floating-point array over models, all weighing the same.
-
-    Sums are of 64 bits; the means have the arrays' own type. All other arrays are the last model's.
-    """
-    last = models[-1]
-    result = dict(last)
-    for name in names:
-        if np.issubdtype(last[name].dtype, np.floating):
-            total = np.zeros(last[name].shape)
-            for model in models:
-                total += model[name]
-            result[name] = np.asarray(total / len(models), last[name].dtype)
-    return result
-
-
 def _average(folder: Path, study: Study, layout: Layout, number: int) -> tuple[int, ...]:
     """Make the average of the last rounds' models the folder's; return which rounds these are."""
-    first = max(number - study.federation.average_last + 1, 1)
-    rounds = tuple(range(first, number + 1))
+    rounds = tuple(last_rounds(study.federation, number))
     if len(rounds) <= 1:
         return ()
     names = _names(layout)
@@ -167,6 +149,15 @@ def _take_best(
     # Also where it is the last one: measured again, another might be the best.
     save_ending(folder, StoredArrays(folder / file, _names(layout)), model_round=best)
     return best
+
+
+def _weigh(folder: Path, study: Study, layout: Layout, turn: Turn, measured: RoundRecord) -> None:
+    """Give the folder's model the votes that follow from its measurement, for a last turn."""
+    arrays = dict(StoredArrays(folder / MODEL, _names(layout)))
+    arrays |= votes.arrays_of(study, measured.tasks)
+    save_ending(
+        folder, arrays, model_round=turn.model_round, averaged=turn.averaged, has_votes=True
+    )
 
 
 def _name(number: int) -> str:

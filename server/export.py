@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from common.arrays import digest
 from common.errors import FederationError, OutputError
 from common.files import replacing, sha256_of, write_atomic, write_json
-from common.layout import without_discriminator
+from common.layout import votes_name, without_discriminator
 from common.study import Study
 from common.versions import PROTOCOL, software_version
 from server import history
@@ -143,7 +143,8 @@ def _make_empty(out: Path) -> None:
 
 
 def _card(folder: StudyFolder, study: Study, out: Path) -> dict[str, Any]:
-    progress = folder.progress()
+    progress, arrays = folder.progress(), load_file(out / MODEL)
+    votes = {task: arrays.get(votes_name(task)) for task in study.tasks}
     return {
         "format": "rarefed-model",
         "study": study.name,
@@ -155,7 +156,8 @@ def _card(folder: StudyFolder, study: Study, out: Path) -> dict[str, Any]:
         "model": MODEL,
         "sha256": sha256_of(out / MODEL),
         # What a prediction names: it stays the same however the file is written.
-        "arrays_sha256": digest(load_file(out / MODEL)),
+        "arrays_sha256": digest(arrays),
+        "votes": {task: found.tolist() for task, found in votes.items() if found is not None},
         "backbone": study.network,
         "image_size": study.backbone.image_size,
         "tasks": {name: task.model_dump(mode="json") for name, task in study.tasks.items()},

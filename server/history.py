@@ -78,6 +78,9 @@ class RoundRecord:
     """Rounds whose models were averaged into the measured one."""
     stopped: str = ""
     """Of an exchange that only measures: why the study ended before its last round, if it did."""
+    votes: dict[str, list[float]] = field(default_factory=dict)
+    """Of an exchange that only measures: what each member of an ensemble weighs in the measured
+    model, by task; empty where a study leaves them the same."""
 
 
 def figures(state: MetricState, positive: int | None) -> Figures:

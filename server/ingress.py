@@ -15,7 +15,7 @@ from common.arrays import Array, Arrays, form_of, pieces_of
 from common.attention import ATTENTION, Table
 from common.chained_log import Head
 from common.errors import ReplyError
-from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF
+from common.held_out import HELD_OUT, OF_PATIENTS, SPLIT_OF, members_of
 from common.messages import Order, Reply
 from common.metrics import MetricState
 from common.statements import Counted, rounded
@@ -45,7 +45,7 @@ def admit(reply: Reply, order: Order, member: Member) -> States:
     if order.kind == "train":
         faults += _group_faults(reply, order)
         faults += _weight_faults(reply, order, member)
-    states, metric_faults = _states(reply, order.study, member)
+    states, metric_faults = _states(reply, order, member)
     faults += metric_faults
     faults += _attention_faults(reply, order, member)
     if faults:
@@ -142,8 +142,10 @@ def _weight_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:
             yield f"{group}: the weight {weight} is not above 0 and at most {most} as declared"
 
 
-def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[str]]:
-    expected = {(task, name) for task in member.tasks for name in SPLIT_OF}
+def _states(reply: Reply, order: Order, member: Member) -> tuple[States, list[str]]:
+    study = order.study
+    asked = (*SPLIT_OF, *(members_of(study) if order.kind == "evaluate" else ()))
+    expected = {(task, name) for task in member.tasks for name in asked}
     sent = {key: arrays for key, arrays in reply.metrics.items() if key[1] != ATTENTION}
     if not set(sent) <= expected:  # what is missing the site has suppressed
         return {}, ["its metrics are not those of the site's tasks"]
@@ -166,7 +168,8 @@ def _states(reply: Reply, study: Study, member: Member) -> tuple[States, list[st
         found = Counted(patients=state.n_patients, images=state.n_images)
         if not _declared_as(found, declared):
             faults.append(f"metrics of {name} on {split}: not on the images that were declared")
-    return states, [*faults, *_patient_faults(reply, states, study)]
+    faults += _patient_faults(reply, states, study)
+    return states, [*faults, *_member_faults(reply, states, study)]
 
 
 def _patient_faults(reply: Reply, states: States, study: Study) -> Iterator[str]:
@@ -182,6 +185,31 @@ def _patient_faults(reply: Reply, states: States, study: Study) -> Iterator[str]
             positive = study.tasks[name].positive_index
             if not _may_be_patients_of(states[name, split], states[of_patients], positive):
                 yield f"{where}: not of the patients of their images"
+
+
+def _member_faults(reply: Reply, states: States, study: Study) -> Iterator[str]:
+    """Yield which states of an ensemble's members are missing, or of other patients than its."""
+    names = members_of(study)
+    for task in study.tasks:
+        sent = [name for name in names if (task, name) in reply.metrics]
+        if not sent:  # the site has suppressed them, or was not asked for them
+            continue
+        if missing := [name for name in names if name not in sent]:
+            yield f"metrics of {task}: without those of {', '.join(missing)}"
+        several = (task, OF_PATIENTS["validation"])
+        whole = several if several in reply.metrics else (task, "validation")
+        if whole not in reply.metrics:
+            yield f"metrics of {task}: those of members without those of the ensemble"
+        elif whole in states:  # or its own fault is told
+            found = [(name, states[task, name]) for name in sent if (task, name) in states]
+            once = whole == several or states[whole].n_images == states[whole].n_patients
+            for name, state in found:
+                if not once or _counts(state) != _counts(states[whole]):
+                    yield f"metrics of {task} on {name}: not of the patients of the ensemble's"
+
+
+def _counts(state: MetricState) -> tuple[int, ...]:
+    return state.n_patients, state.n_images, *state.confusion.sum(axis=1).tolist()
 
 
 def _attention_faults(reply: Reply, order: Order, member: Member) -> Iterator[str]:

@@ -78,6 +78,7 @@ def _details(card: Mapping[str, Any], study: Study) -> str:
             f"{training['rounds_combined']} were combined from the sites' changes."
         ),
         *_ending(card, study),
+        *_votes(card, study),
         f"Weights began as: {begun}.",
         (
             f"Strategy {training['strategy']}, weighting by {training['weighting']}; at each site "
@@ -105,6 +106,17 @@ def _ending(card: Mapping[str, Any], study: Study) -> list[str]:
         told.append(
             f"The model is that after round {card['model_round']}, the best on validation patients."
         )
+    return told
+
+
+def _votes(card: Mapping[str, Any], study: Study) -> list[str]:
+    """Return what each member of an ensemble weighs, where the model says it."""
+    names = [member.backbone.name for member in study.members]
+    told = []
+    for task, weights in card.get("votes", {}).items():
+        shares = ", ".join(f"{n} {w:.3f}" for n, w in zip(names, weights, strict=True))
+        same = ", the same: no scores of theirs say otherwise" if len(set(weights)) == 1 else ""
+        told.append(f"{task}: in the mean of the probabilities the networks weigh {shares}{same}.")
     return told
 
 

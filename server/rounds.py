@@ -22,7 +22,7 @@ from common.messages import MOST_LOWERED, Kind, Order, Reply
 from common.seals import Sealer
 from common.seeds import stream
 from common.study import Study
-from server import endings, history, ingress, scores
+from server import endings, history, ingress, scores, votes
 from server.central_privacy import CARRIED, SiteNoise, make_noise
 from server.checkpoint import find_checkpoint, has_begun, save_round, stored_base
 from server.combining import accept, begin, finish, make_combiners
@@ -132,7 +132,7 @@ def play_round(turn: Turn, desk: Desk, outcome: Outcome) -> RoundRecord:
     A last turn measures a model that the study may end with, and trains nothing.
     """
     door, study, before = desk.door, desk.door.study, outcome.records
-    began, record = time.monotonic(), open_record(turn, study, before)
+    began, record = time.monotonic(), open_record(turn, desk, before)
     current = {g: StoredArrays(outcome.model, names) for g, names in desk.layout.groups.items()}
 
     members, here = gather(door, outcome.members, record)
@@ -143,6 +143,8 @@ def play_round(turn: Turn, desk: Desk, outcome: Outcome) -> RoundRecord:
     heard = hear(door, orders, desk.combiners, record, desk.noise)
     record.tasks = history.task_figures(study, heard.states, heard.attention, last=turn.last)
     record.score = scores.score_of(study, record.tasks)
+    if turn.last:
+        votes.note(record, study, heard.states, current)
     path = settle(desk, record, members, began, before)
 
     outcome.members, outcome.model = members, path or outcome.model
@@ -150,12 +152,13 @@ def play_round(turn: Turn, desk: Desk, outcome: Outcome) -> RoundRecord:
     return record
 
 
-def open_record(turn: Turn, study: Study, before: Sequence[RoundRecord]) -> RoundRecord:
+def open_record(turn: Turn, desk: Desk, before: Sequence[RoundRecord]) -> RoundRecord:
     """Return the record of an exchange that begins, with what the rounds before decide of it."""
+    study = desk.door.study
     record = RoundRecord(turn.number, turn.model_round, trained=not turn.last)
     record.averaged = list(turn.averaged)
     if turn.last:
-        record.stopped = endings.stopped(study, before)
+        record.stopped = endings.stopped(study, desk.layout, before)
     else:
         record.lowered = min(scores.times_lowered(study, before), MOST_LOWERED)
     return record
@@ -233,7 +236,8 @@ def address(
     order: Order, desk: Desk, current: Mapping[str, Arrays], member: Member, head: Head | None
 ) -> Order:
     """Make an order one site's: its arrays, the base where it is missing, its head, its number."""
-    groups = {group: current[group] for group in desk.layout.groups_of(member.tasks)}
+    named = desk.layout.groups_of(member.tasks, trained=order.kind == "train")
+    groups = {group: current[group] for group in named}
     missing = desk.base.arrays if member.base != desk.base.digest else None
     if order.kind == "train" and desk.door.places:
         order = order._replace(place=desk.door.places.index(member.name))

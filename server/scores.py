@@ -2,13 +2,14 @@
 
 A round's line of the history has the figures of the model that arrived in it, which is that of the
 round before. So what is known when a round begins is how good the models were up to two rounds
-before it. All here follows from the lines of the history alone.
+before it. All here follows from the lines of the history alone; what scores decide stands in
+``common/scores.py``.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common import scores
 from common.study import Study
 from server.history import RoundRecord
 
@@ -26,71 +27,55 @@ def score_of(study: Study, tasks: Mapping[str, Any]) -> float | None:
     Returns:
         None where no task has a figure.
     """
-    found = (splits["validation"] for splits in tasks.values() if "validation" in splits)
-    figures = [told.get("patients", told)["pooled"][study.federation.score] for told in found]
-    defined = [figure for figure in figures if figure is not None]
-    if not defined:
-        return None
-    mean = math.fsum(defined) / len(defined)
-    return mean if study.federation.score == "auroc" else -mean
+    return scores.mean_score(study.federation, _figures(study, tasks).values())
 
 
-def of_rounds(records: Iterable[RoundRecord]) -> dict[int, float]:
+def of_rounds(study: Study, records: Sequence[RoundRecord]) -> dict[int, float]:
     """Return the score of each round's model that has one, in the order of the rounds.
 
-    Left out are the initial model, whose heads are random, and what too few sites measured.
+    Left out are the initial model, whose heads are random, what too few sites measured, and what
+    ``comparable`` leaves out.
     """
-    found = {r.model_round: r.score for r in records if r.combined and r.model_round > 0}
-    return {number: score for number, score in found.items() if score is not None}
+    found = comparable(study, records)
+    return {r.model_round: score for r, score in found if r.combined and r.model_round > 0}
 
 
-def standing(scores: Mapping[int, float], least_gain: float) -> tuple[int, int]:
-    """Return the round of the last gain, and how many scored rounds have been since.
+def comparable(study: Study, records: Sequence[RoundRecord]) -> list[tuple[RoundRecord, float]]:
+    """Return the records with the scores that are means over all tasks that ever had a figure.
 
-    Args:
-        scores: By round, in order.
-        least_gain: By how much a score must be above the one of the last gain to be one itself.
-
-    Returns:
-        Two zeros without a score.
+    Where the only site of a task did not answer, the mean is over the other tasks. Those may be
+    the easier ones, so such a score says nothing beside the others.
     """
-    best, at, since = -math.inf, 0, 0
-    for number, score in scores.items():
-        if score > best + least_gain:
-            best, at, since = score, number, 0
-        else:
-            since += 1
-    return at, since
+    scored = [(record, record.score) for record in records if record.score is not None]
+    most = {task for record, _ in scored for task in _defined(study, record)}
+    return [(record, score) for record, score in scored if _defined(study, record) == most]
 
 
-def best_round(study: Study, records: Iterable[RoundRecord]) -> int | None:
+def best_round(study: Study, records: Sequence[RoundRecord]) -> int | None:
     """Return the round whose model has the best score, the first of several; None without one.
 
     The last round's model counts too once it has been measured by as many sites as the quorum.
     """
-    records, quorum = list(records), study.federation.quorum
-    scores: dict[int, float] = of_rounds(records)
-    for record in records:
+    found, quorum = of_rounds(study, records), study.federation.quorum
+    for record, score in comparable(study, records):
         counts = not record.trained and not record.averaged and len(record.answered) >= quorum
-        if counts and record.score is not None and record.model_round > 0:
-            scores[record.model_round] = record.score
-    return max(sorted(scores), key=scores.__getitem__, default=None)
+        if counts and record.model_round > 0:
+            found[record.model_round] = score
+    return scores.best_of(found)
 
 
-def times_lowered(study: Study, records: Iterable[RoundRecord]) -> int:
-    """Return how often a schedule ``plateau`` has lowered the learning rates by now.
+def times_lowered(study: Study, records: Sequence[RoundRecord]) -> int:
+    """Return how often a schedule ``plateau`` has lowered the learning rates by now."""
+    return scores.times_lowered(study.training.schedule, of_rounds(study, records))
 
-    It does so whenever ``patience`` scored rounds in a row brought no better score than the best,
-    and then counts anew, as ``torch.optim.lr_scheduler.ReduceLROnPlateau`` does with a patience
-    that is less by one and a threshold of 0. With any other schedule it is 0.
-    """
-    schedule = study.training.schedule
-    if schedule.kind != "plateau":
-        return 0
-    best, since, lowered = -math.inf, 0, 0
-    for score in of_rounds(records).values():
-        better = score > best
-        best, since = max(best, score), 0 if better else since + 1
-        if since == schedule.patience:
-            lowered, since = lowered + 1, 0
-    return lowered
+
+def _defined(study: Study, record: RoundRecord) -> set[str]:
+    found = _figures(study, record.tasks).items()
+    return {task for task, figure in found if figure is not None}
+
+
+def _figures(study: Study, tasks: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return each task's validation figure, of patients before images; None where undefined."""
+    found = {name: splits["validation"] for name, splits in tasks.items() if "validation" in splits}
+    figure = study.federation.score
+    return {name: told.get("patients", told)["pooled"][figure] for name, told in found.items()}

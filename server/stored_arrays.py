@@ -1,8 +1,9 @@
 """Arrays of a study's folder, read one at a time: a model need not fit into memory twice."""
 
-import os
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from weakref import finalize
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from common.errors import OutputError
 
 
 class StoredArrays(Mapping[str, Array]):
-    """Arrays of a safetensors file, mapped one at a time when they are asked for.
+    """Arrays of a safetensors file, read where they lie when they are looked at.
 
-    The library itself maps the file as a whole, and each page that was looked at once would stay
-    in this process's memory.
+    The file is mapped once, so that any number of arrays takes one of the process's open files. A
+    page that was looked at would stay in the process's memory as long as the mapping, as it does
+    with the library's own: so an array gives its pages back when nobody holds it any longer.
 
     Args:
         path: The file; what is read is this very one, also when another has taken its name.
@@ -28,11 +30,13 @@ class StoredArrays(Mapping[str, Array]):
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
         self._names = names
         try:
-            self._file = path.open("rb")
-            size = os.fstat(self._file.fileno()).st_size
-            length = safetensors_form.length_of(self._file.read(safetensors_form.LENGTH), size)
-            header = safetensors_form.parse_header(self._file.read(length))
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            size = len(self._map)
+            length = safetensors_form.length_of(self._map[: safetensors_form.LENGTH], size)
             self._begin = safetensors_form.LENGTH + length
+            text = self._map[safetensors_form.LENGTH : self._begin]
+            header = safetensors_form.parse_header(text)
             tensors = safetensors_form.tensors_of(header, size - self._begin)
         except (OSError, ValueError) as error:
             raise not_readable(path, error) from error
@@ -42,9 +46,13 @@ class StoredArrays(Mapping[str, Array]):
         tensor = self._tensors[name]
         if tensor.begin == tensor.end:
             return np.zeros(tensor.shape, tensor.dtype)
-        shape, begin = (tensor.end - tensor.begin,), self._begin + tensor.begin
-        data = np.memmap(self._file, np.uint8, "r", begin, shape)
-        return np.asarray(data).view(tensor.dtype).reshape(tensor.shape)
+        begin, dtype = self._begin + tensor.begin, np.dtype(tensor.dtype)
+        count = (tensor.end - tensor.begin) // dtype.itemsize
+        array: Array = np.frombuffer(self._map, dtype, count, begin)
+        page = begin - begin % mmap.PAGESIZE
+        length = self._begin + tensor.end - page
+        finalize(array, self._map.madvise, mmap.MADV_DONTNEED, page, length).atexit = False
+        return array.reshape(tensor.shape)  # a view, which keeps the other alive
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

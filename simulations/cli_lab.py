@@ -45,10 +45,15 @@ def compare(
 ) -> None:
     """Train the rows of a lab at the same hospitals, and write one table of all of them."""
     from simulations import lab_results, lab_table
-    from simulations.lab import find_lab, load
+    from simulations.lab import find_lab
+    from simulations.lab_reading import load
 
     loaded = load(find_lab(lab), quick=quick, data=data, weights=weights)
-    table = lab_results.compare(loaded, out, threads=threads, console=err)
+    try:
+        table = lab_results.compare(loaded, out, threads=threads, console=err)
+    except KeyboardInterrupt:
+        err.print("Stopped; the same command goes on from here.")
+        raise
     if as_json:
         typer.echo(json.dumps(table))
         return

@@ -6,19 +6,18 @@ or as tables.
 """
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from client.classical import Classifier
+from client.classical import Classifier, Features
 from common.errors import StudyError
-from common.faults import Fault, table
-from common.files import read_toml
+from common.faults import Fault
 from common.section import Section
 from common.study import Slug
-from common.study_faults import validated
 
 LABS = Path(__file__).parent / "labs"
 """The named labs, one file each."""
@@ -26,10 +25,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Kind = Literal[
     "federated", "tuned", "alone", "alone_at_home", "ensemble", "pooled", "classical", "vote"
 ]
-Features = Literal["backbone", "handcrafted"]
 Point = dict[str, Any]
 """Some keys of a study, as a row or a point of the grid changes them."""
-_READABLE = "Give the path of a TOML file, or the name of a lab; docs/lab.md describes both."
 _OWNERS = {
     "rounds_after": "tuned", "of": "vote", "weights": "vote", "across_seeds": "vote",
     "features": "classical", "classifier": "classical", "pooled": "classical",
@@ -141,36 +138,23 @@ class Loaded(NamedTuple):
 
 
 def find_lab(name: str) -> Path:
-    """Return the file of a named lab, or ``name`` itself as a path."""
-    named = LABS / f"{name}.toml"
-    return named if named.is_file() else Path(name)
-
-
-def load(
-    file: Path, *, quick: bool = False, data: Path | None = None, weights: Path | None = None
-) -> Loaded:
-    """Read a lab file; what its rows make of the base study is looked at by ``lab_rows.lines``.
-
-    Args:
-        file: The lab file.
-        quick: Put in what its table ``quick`` says.
-        data: Folder of data sets.
-        weights: Folder of weights files.
+    """Return the file of a named lab, or ``name`` itself as a path.
 
     Raises:
-        StudyError: The file is missing or no TOML, or lists every fault with its remedy.
+        StudyError: There is neither such a lab nor such a file, and it does not look like one.
     """
-    values = read_toml(file, StudyError, remedy=_READABLE)
-    faults: list[Fault] = []
-    if quick:
-        faults += _quick_faults(values)
-        values = with_quick(values)
-    lab, found = validated(Lab, values)
-    faults += found
-    faults += [f for f in _combinations(values) if f.where not in {g.where for g in faults}]
-    if lab is None or faults:
-        raise refusal(file.name, faults)
-    return Loaded(lab, file.parent, _base(lab, file.parent), data, weights)
+    named, path = LABS / f"{name}.toml", Path(name)
+    if named.is_file():
+        return named
+    if not path.is_file() and path.suffix != ".toml":
+        known = sorted(file.stem for file in LABS.glob("*.toml"))
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"Did you mean {close[0]}? " if close else ""
+        raise StudyError(
+            f"There is no lab {name}, and no such file.",
+            remedy=f"{meant}Named labs are {', '.join(known)}; or give the path of a TOML file.",
+        )
+    return path
 
 
 def with_quick(values: dict[str, Any]) -> dict[str, Any]:
@@ -210,20 +194,8 @@ def refusal(name: str, faults: list[Fault]) -> StudyError:
     )
 
 
-def _base(lab: Lab, folder: Path) -> dict[str, Any]:
-    """Return the base study's values; its name is the lab's by default."""
-    if isinstance(lab.study, dict):
-        return {"name": lab.name} | lab.study
-    file = folder / lab.study
-    values = read_toml(file, StudyError, remedy="Correct the key 'study' of the lab.")
-    backbone = table(values, "backbone")
-    weights = backbone.get("weights")
-    if isinstance(weights, str) and weights.endswith(".safetensors"):
-        values["backbone"] = backbone | {"weights": str(file.parent / weights)}
-    return values
-
-
-def _quick_faults(values: dict[str, Any]) -> Iterator[Fault]:
+def quick_faults(values: dict[str, Any]) -> Iterator[Fault]:
+    """Yield what is wrong with what a lab puts in place for its quick form."""
     quick = values.get("quick")
     if not isinstance(quick, dict) or not quick:
         yield Fault("quick", "the lab has no quick form", "add one, or leave --quick out")
@@ -237,7 +209,7 @@ def _quick_faults(values: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(f"quick.{key}", "nothing of that name is replaced", f"use {known}")
 
 
-def _combinations(values: dict[str, Any]) -> Iterator[Fault]:
+def combination_faults(values: dict[str, Any]) -> Iterator[Fault]:
     """Yield what no single key shows to be wrong; of raw values, so that all is found at once."""
     hospitals, rows, grid = (
         found if isinstance(found := values.get(key), dict) else {}

@@ -42,9 +42,10 @@ class Facts:
     trainable: int | None
     """Numbers that train in one model; None where it is no network."""
     rounds: int
-    """Rounds that were trained."""
+    """Rounds that were trained; of models of several sites, the most."""
     bytes_per_round: float | None
-    """What all sites together received and sent, over the rounds; None where nothing is sent."""
+    """What all sites together received and sent in the rounds of the federation, over their number;
+    None where nothing is sent."""
     seconds: float
     """Wall time of the training; of a federation, with what its sites measure in each round, and
     of ``tuned``, with their choice."""
@@ -128,8 +129,7 @@ def _federated(
     began = time.perf_counter()
     played = play(study, hospitals, folder, threads=threads, watch=watch)
     records, seconds = played.outcome.records, played.seconds
-    rounds = sum(record.trained for record in records)
-    sent = sum(sum(way.values()) for record in records for way in record.bytes.values())
+    rounds, sent = sum(record.trained for record in records), bytes_per_round(records)
     ground = _ground(study, played.sites)
     found: Logits = {task: {ONE_MODEL: _empty(study, task, ground)} for task in study.tasks}
     for site in played.sites:
@@ -146,8 +146,21 @@ def _federated(
                 )
     if recipe.trained == "tuned":
         seconds, rounds = time.perf_counter() - began, rounds + recipe.rounds_after
-    facts = Facts(trainable(played.start.model), rounds, sent / max(rounds, 1), seconds)
+    facts = Facts(trainable(played.start.model), rounds, sent, seconds)
     return Asked(_said(study, ground, found), facts)
+
+
+def bytes_per_round(records: Sequence[RoundRecord]) -> float:
+    """Return what all sites together received and sent in a round that trained, in the mean.
+
+    Exchanges that only measure count neither as rounds nor by their bytes.
+    """
+    sent = [
+        sum(sum(way.values()) for way in record.bytes.values())
+        for record in records
+        if record.trained
+    ]
+    return sum(sent) / max(len(sent), 1)
 
 
 def _final_of(recipe: Recipe, site: Site, tell: Tell) -> dict[str, FederatedModel]:
@@ -185,15 +198,16 @@ def _yardstick(recipe: Recipe, hospitals: Sequence[Path], threads: int, tell: Te
             found[task][name] = dict(said)
         seconds = time.perf_counter() - began
         return Asked(_said(study, ground, found), Facts(None, 0, None, seconds))
+    made = [0]
     if recipe.trained == "alone":
-        for site, model, tasks in yardsticks.each_alone(study, sites, start, tell):
+        for site, model, tasks in yardsticks.each_alone(study, sites, start, tell, made.append):
             for task in tasks:
                 found[task][site.config.name] = _asked(study, model, task, ground, site.device)
     else:
-        for task, model in yardsticks.each_pooled(study, sites, start, tell):
+        for task, model in yardsticks.each_pooled(study, sites, start, tell, made.append):
             found[task][ONE_MODEL] = _asked(study, model, task, ground, sites[0].device)
     seconds = time.perf_counter() - began
-    return Asked(_said(study, ground, found), Facts(trainable(start), study.rounds, None, seconds))
+    return Asked(_said(study, ground, found), Facts(trainable(start), max(made), None, seconds))
 
 
 def trainable(model: FederatedModel) -> int:

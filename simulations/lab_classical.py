@@ -6,23 +6,18 @@ Shapes: N images, D features, K classes.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from client.classical import fit_and_ask
+from client.classical_ways import edges_and_textures, fit_task, frozen_features
 from client.dataset import Images
-from client.handcrafted import handcrafted_features
-from client.out_of_distribution import pooled_features
 from client.site import Site
 from common.models import FederatedModel
-from common.seeds import stream
 from common.study import Study
 from simulations import yardsticks
 from simulations.lab import Classical
 from simulations.lab_predictions import ONE_MODEL
 
 BySplit = dict[str, NDArray[np.float64]]
-FeaturesOf = Callable[[Images], NDArray[np.float32]]
 
 
 def each_classical(
@@ -50,7 +45,9 @@ def each_classical(
         Task, site, and logarithms of probabilities by split, shape (N, K) each.
     """
     training, places = yardsticks.held_out(study, sites, "train")
-    of = _features_of(start.to(sites[0].device).eval(), row, sites[0].device)
+    device = sites[0].device
+    frozen = frozen_features(start.to(device).eval(), device)
+    of = edges_and_textures if row.features == "handcrafted" else frozen
     for task, images in training.items():
         tell(f"{row.features} features of {task}")
         known_ND, labels_N = of(images), images.labels.numpy()
@@ -58,26 +55,15 @@ def each_classical(
         whose = {ONE_MODEL: slice(None)} if row.pooled else places[task]
         for site, own in whose.items():
             said = {
-                split: fit_and_ask(
+                split: fit_task(
+                    study,
+                    task,
                     known_ND[own],
                     labels_N[own],
                     features_ND,
                     row.classifier,
-                    classes=len(study.tasks[task].classes),
-                    balanced=study.training.class_weights == "balanced",
-                    seed=stream(study.seed, "classical", site, task),
+                    whose=site,
                 )
                 for split, features_ND in asked.items()
             }
             yield task, site, said
-
-
-def _features_of(model: FederatedModel, row: Classical, device: torch.device) -> FeaturesOf:
-    def of(images: Images) -> NDArray[np.float32]:
-        if not len(images):
-            return np.zeros((0, 0), np.float32)
-        if row.features == "handcrafted":
-            return handcrafted_features(images.pixels)
-        return pooled_features(model, images, device=device)
-
-    return of

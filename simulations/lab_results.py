@@ -24,7 +24,7 @@ def compare(
         loaded: The lab.
         out: Folder for everything; what is there of the lab is not done again.
         threads: Torch threads; 0 is all cores.
-        console: Where progress is shown, if it is a terminal.
+        console: Where rows that cannot apply are told, and progress is shown if it is a terminal.
 
     Returns:
         The content of ``table.json``.
@@ -40,7 +40,11 @@ def compare(
         def watch(text: str, done: int, total: int) -> None:
             bar.update(task, description=text, completed=done, total=total)
 
-        found = run(loaded, out, threads=threads, watch=watch)
+        def tell(text: str) -> None:
+            if console is not None:
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        found = run(loaded, out, threads=threads, watch=watch, tell=tell)
     table = lab_table.table_of(loaded.lab.name, found)
     write_json(out / "table.json", table)
     lab_table.write_csv(out / "table.csv", table)

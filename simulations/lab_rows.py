@@ -11,8 +11,8 @@ from common.backbones import Backbone
 from common.errors import MissingFolderError
 from common.faults import Fault
 from common.study import Study
-from common.study_faults import validated
-from simulations.lab import Classical, Kind, Loaded, Point, Row, changed, refusal
+from common.study_faults import combination_faults, with_right_keys
+from simulations.lab import Classical, Kind, Loaded, Point, Row, changed
 
 _FIXED = ("name", "seed", "split")
 _FIXED_OF_TASK = ("modality", "classes", "positive", "per_patient")
@@ -53,36 +53,66 @@ class _Draft(NamedTuple):
     changes: tuple[Point, ...]
 
 
+class _Read(NamedTuple):
+    """What came of a row's study."""
+
+    study: Study | None
+    """None where a key is wrong."""
+    wrong: list[Fault]
+    """Keys that a study does not have, and values that are wrong each by itself."""
+    apart: list[Fault]
+    """What contradicts each other."""
+
+    @property
+    def faults(self) -> list[Fault]:
+        """All that is wrong."""
+        return [*self.wrong, *self.apart]
+
+
+_ReadBy = Mapping[str, _Read]
+
+
 def lines(loaded: Loaded) -> list[Line]:
-    """Return the lines of a lab, in the order of its file.
+    """Return the lines of a lab that has no ``row_faults``, in the order of its file.
 
-    Keys that a study does not have, and values of the wrong type, are faults of the lab. A row
-    whose keys are right each by itself and contradict each other cannot apply: it stands in the
-    table with the reason, so that a grid may have such points. Where no row can, that is a fault.
-
-    Raises:
-        StudyError: Lists every fault with its remedy.
-        MissingFolderError: ``--weights`` names no folder.
+    A row whose keys are right each by itself and contradict each other cannot apply: it stands in
+    the table with the reason, so that a grid may have such points.
     """
-    lab = loaded.lab
     drafts = list(_drafts(loaded))
-    faults = list(_fixed_faults(drafts, lab.grid))
     trained = [draft for draft in drafts if draft.row.kind != "vote"]
     read = {draft.name: _read(loaded, draft) for draft in trained}
-    faults += _study_faults(trained, read)
-    names = [draft.name for draft in drafts]
     votes = {d.name: _members(d, trained) for d in drafts if d.row.kind == "vote"}
+    return [_line(draft, read, votes) for draft in drafts]
+
+
+def row_faults(loaded: Loaded, *, whole: bool = True) -> list[Fault]:
+    """Return what is wrong with the rows of a lab.
+
+    Keys that a study does not have, and values of the wrong type, are faults; a row that
+    contradicts itself is one only where all rows do.
+
+    Args:
+        loaded: The lab.
+        whole: Whether it has all its rows; else a vote may be of one that was left out.
+
+    Raises:
+        MissingFolderError: ``--weights`` names no folder.
+    """
+    drafts = list(_drafts(loaded))
+    faults = list(_fixed_faults(drafts, loaded.lab.grid))
+    trained = [draft for draft in drafts if draft.row.kind != "vote"]
+    read = {draft.name: _read(loaded, draft) for draft in trained}
+    faults += _study_faults(_read(loaded, _Draft("", Row(), "", ())), trained, read)
     for draft in drafts:
-        if draft.name in votes and not votes[draft.name]:
+        if whole and draft.row.kind == "vote" and not _members(draft, trained):
             known = ", ".join(other.name for other in trained)
             what = "no row that trains has such a name"
             faults.append(Fault(f"{draft.where}.of", what, f"use {known}"))
+    names = [draft.name for draft in drafts]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         faults.append(Fault("rows", f"two are called {', '.join(twice)}", "rename one"))
-    if faults:
-        raise refusal(lab.name, faults)
-    return [_line(draft, read, votes) for draft in drafts]
+    return faults
 
 
 def with_seed(study: Study, seed: int) -> Study:
@@ -90,16 +120,12 @@ def with_seed(study: Study, seed: int) -> Study:
     return study.model_copy(update={"seed": seed})
 
 
-def _line(
-    draft: _Draft,
-    read: Mapping[str, tuple[Study | None, list[Fault]]],
-    votes: Mapping[str, tuple[str, ...]],
-) -> Line:
+def _line(draft: _Draft, read: _ReadBy, votes: Mapping[str, tuple[str, ...]]) -> Line:
     name, row = draft.name, draft.row
     if name in votes:
         vote = Vote(votes[name], row.weights, row.across_seeds)
         return Line(name, "vote", None, vote=vote)
-    study, faults = read[name]
+    study, faults = read[name].study, read[name].faults
     if faults:
         return Line(name, row.kind, None, reason=" ".join(map(str, faults)))
     classical = None
@@ -158,19 +184,20 @@ def _changed_keys(change: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _read(loaded: Loaded, draft: _Draft) -> tuple[Study | None, list[Fault]]:
+def _read(loaded: Loaded, draft: _Draft) -> _Read:
     """Return a row's study, and its faults; there is a study if each key by itself is right."""
     values = dict(loaded.base)
     for change in draft.changes:
         values = changed(values, change)
     values["seed"] = loaded.lab.seeds[0]
-    study, faults = validated(Study, values)
+    study, wrong = with_right_keys(Study, values)
+    apart = combination_faults(values, wrong)
     if study is None:
-        return None, faults
+        return _Read(None, wrong, apart)
     random = any(member.backbone.weights == "none" for member in study.members)
     if draft.row.features == "backbone" and random:
         what = "features of a random backbone tell nothing"
-        faults = [*faults, Fault("backbone.weights", what, "use pretrained weights")]
+        apart.append(Fault("backbone.weights", what, "use pretrained weights"))
     members = [
         member.model_copy(
             update={"weights": _placed(alone.backbone, loaded), "sha256": alone.backbone.sha256}
@@ -179,7 +206,7 @@ def _read(loaded: Loaded, draft: _Draft) -> tuple[Study | None, list[Fault]]:
     ]
     backbone = study.backbone.model_copy(update={"weights": _placed(study.backbone, loaded)})
     study = study.model_copy(update={"backbone": backbone, "ensemble": members})
-    return study, faults
+    return _Read(study, wrong, apart)
 
 
 def _placed(backbone: Backbone, loaded: Loaded) -> str:
@@ -210,19 +237,16 @@ def _weights_of(backbone: str, folder: Path) -> Path | None:
     return min(found, key=lambda file: (len(file.name), file.name), default=None)
 
 
-def _study_faults(
-    trained: list[_Draft], read: Mapping[str, tuple[Study | None, list[Fault]]]
-) -> Iterator[Fault]:
-    """Yield what is wrong with the rows' studies; what all rows have wrong, once."""
-    found = [dict.fromkeys(read[draft.name][1]) for draft in trained]
-    common = [fault for fault in found[0] if all(fault in of for of in found)] if found else []
+def _study_faults(base: _Read, trained: list[_Draft], read: _ReadBy) -> Iterator[Fault]:
+    """Yield what is wrong with the rows' studies; what the base study has wrong for all, once."""
+    found = [read[draft.name] for draft in trained]
+    common = [fault for fault in base.faults if all(fault in of.faults for of in found)]
     for fault in common:
         yield fault._replace(where=f"study.{fault.where}")
     seen = set()
-    none_applies = all(found)
-    for draft, faults in zip(trained, found, strict=True):
-        wrong_keys = read[draft.name][0] is None
-        for fault in faults if wrong_keys or none_applies else ():
+    none_applies = all(of.apart for of in found)
+    for draft, of in zip(trained, found, strict=True):
+        for fault in of.faults if none_applies else of.wrong:
             told = fault._replace(where=f"{draft.where}: {fault.where}")
             if fault not in common and told not in seen:
                 seen.add(told)

@@ -26,6 +26,7 @@ from simulations import lab_hospitals
 from simulations.lab import Kind, Loaded
 from simulations.lab_ask import Recipe, Trained, train_and_ask
 from simulations.lab_figures import mean_figures
+from simulations.lab_networks import with_networks
 from simulations.lab_predictions import Held, alone_at_home, cases_of, joined, read, write
 from simulations.lab_rows import Line, lines, with_seed
 
@@ -70,7 +71,9 @@ class Found(NamedTuple):
     """Digest of what they hold."""
 
 
-def run(loaded: Loaded, out: Path, *, threads: int, watch: Watch) -> Found:
+def run(
+    loaded: Loaded, out: Path, *, threads: int, watch: Watch, tell: Callable[[str], None]
+) -> Found:
     """Train all that a lab's rows need and is not below ``out`` yet.
 
     A training that fails is told and tried again the next time; the others go on.
@@ -80,15 +83,15 @@ def run(loaded: Loaded, out: Path, *, threads: int, watch: Watch) -> Found:
         out: Folder for the hospitals, the trainings and the tables.
         threads: Torch threads; 0 is all cores.
         watch: Called before and during each training.
+        tell: Called before all trainings with each row that cannot apply, and why.
 
     Raises:
-        StudyError: As ``lab_rows.lines``.
         DataError: As ``lab_hospitals.hospitals_of``.
         OutputError: ``out`` cannot be written.
         ServiceError: Another process works in ``out``.
-        FederationError: Not one row has come to a result.
+        FederationError: Not one row can apply, or has come to a result.
     """
-    planned, seeds = lines(loaded), loaded.lab.seeds
+    planned, seeds = with_networks(lines(loaded), tell), loaded.lab.seeds
     try:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / ".lock", seconds=_LOCK_SECONDS):

@@ -1,13 +1,17 @@
-"""What the federation is measured against, on the same patients and the same gradient steps.
+"""What the federation is measured against, on the same patients and by the same rules.
 
-- alone: each site trains on its own patients only, as many steps as it made in the federation
-  (``client/alone.py``, which a hospital itself runs with ``rarefed-client evaluate --alone``);
+- alone: each site trains on its own patients only, in each round as many steps as in the
+  federation (``client/alone.py``, which a hospital itself runs with ``rarefed-client evaluate
+  --alone``);
 - ensemble: the mean of the probabilities that the sites' own models give;
-- pooled: one model trained on all patients together, as many steps as all sites made in sum.
+- pooled: one model trained on all patients together, in each round as many steps as all sites make
+  in sum.
 
 All begin with the same weights, follow the same procedure (a fresh optimizer each round, as a
-site in the federation has) and are judged on the test patients of all sites together. Where batch
-norm lives, the pooled model is judged on each task with that task's own running statistics.
+site in the federation has; the study's rules of when to end and with which round's model, by the
+validation patients of the same place) and are judged on the test patients of all sites together.
+Where batch norm lives, the pooled model is judged on each task with that task's own running
+statistics.
 Shapes: N images, K classes.
 """
 
@@ -21,24 +25,23 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.alone import train_alone
-from client.anchor import initial_of, near_of
-from client.dataset import Images, batches, round_of_batches, steps_per_epoch
+from client.dataset import Images, batches, steps_per_epoch
 from client.evaluate import measured
 from client.features import channel_statistics
-from client.phases import PhaseFeatures, in_phase
+from client.own_rounds import ByTask, Patients, train_rounds
+from client.phases import in_phase
 from client.preprocess import normalise
 from client.site import Site
-from client.train import train
 from common.metrics import METRICS
 from common.models import FederatedModel, build_model
-from common.seeds import stream
 from common.study import Study
 from common.weights import put, take
 from server.history import Figures, figures
 from simulations.asking import ask_at_sites
 
 Progress = Callable[[str], None]
-ByTask = Mapping[str, Images]
+Made = Callable[[int], None]
+"""Called with the number of rounds that are done."""
 Logits = NDArray[np.float32]
 
 
@@ -103,28 +106,58 @@ def held_out(
 
 
 def each_alone(
-    study: Study, sites: Sequence[Site], start: FederatedModel, tell: Progress
+    study: Study,
+    sites: Sequence[Site],
+    start: FederatedModel,
+    tell: Progress,
+    progress: Made | None = None,
 ) -> Iterator[tuple[Site, FederatedModel, tuple[str, ...]]]:
     """Yield each site with the model that it trains by itself, and the site's tasks."""
     for site in sites:
         tell(f"yardstick: {site.config.name} alone")
         own, device = _images(study, site, "train"), site.device
         model = train_alone(
-            _copy_of(start, study, device), own, study, site=site.config.name, device=device
+            _copy_of(start, study, device),
+            own,
+            study,
+            site=site.config.name,
+            device=device,
+            validation=_images(study, site, "validation"),
+            progress=progress,
         )
         yield site, model, tuple(own)
 
 
 def each_pooled(
-    study: Study, sites: Sequence[Site], start: FederatedModel, tell: Progress
+    study: Study,
+    sites: Sequence[Site],
+    start: FederatedModel,
+    tell: Progress,
+    progress: Made | None = None,
 ) -> Iterator[tuple[str, FederatedModel]]:
     """Yield each task with the model of all patients, in the form that it has for the task."""
     tell("yardstick: all patients pooled")
-    parts, device = [_images(study, site, "train") for site in sites], sites[0].device
-    merged, steps = _merged(parts), sum(_steps(study, part) for part in parts)
-    pooled = _trained_on_all(study, _copy_of(start, study, device), merged, steps, device)
+    patients, device = pooled_patients(study, sites), sites[0].device
+    pooled = _copy_of(start, study, device)
+
+    def form(task: str, number: int) -> FederatedModel:
+        return _with_statistics_of(task, pooled, patients.train, study, number)
+
+    ended = train_rounds(pooled, patients, study, device=device, form=form, progress=progress)
     for task in study.tasks:
-        yield task, _with_statistics_of(task, pooled, merged, study)
+        yield task, form(task, ended.model_round)
+
+
+def pooled_patients(study: Study, sites: Sequence[Site]) -> Patients:
+    """Return all sites' patients as those of one place, with the steps of all of them in sum."""
+    parts = [_images(study, site, "train") for site in sites]
+    return Patients(
+        "pooled",
+        _merged(parts),
+        validation=[_images(study, site, "validation") for site in sites],
+        steps=sum(_steps(study, part) for part in parts),
+        varied_apart=False,
+    )
 
 
 def judge(study: Study, asked: Asked) -> dict[str, Any]:
@@ -151,32 +184,8 @@ def _copy_of(start: FederatedModel, study: Study, device: torch.device) -> Feder
     return model
 
 
-def _trained_on_all(
-    study: Study, model: FederatedModel, images: ByTask, steps: int, device: torch.device
-) -> FederatedModel:
-    """Train ``model`` in place for all rounds of the study, ``steps`` steps in each."""
-    features, initial = PhaseFeatures(model, study, "pooled", device), initial_of(model, study)
-    for number in range(1, study.rounds + 1):
-        seed = stream(study.seed, "pooled", number)
-        order = round_of_batches(images, study.training, seed, steps=steps)
-        with in_phase(model, study, number), torch.random.fork_rng():
-            torch.manual_seed(stream(seed, "dropout"))
-            kept = features.in_round(number)
-            train(
-                model,
-                images,
-                order,
-                study,
-                number=number,
-                device=device,
-                near=near_of(model, study, initial, kept),
-                features=kept,
-            )
-    return model
-
-
 def _with_statistics_of(
-    task: str, model: FederatedModel, images: ByTask, study: Study
+    task: str, model: FederatedModel, images: ByTask, study: Study, number: int
 ) -> FederatedModel:
     """Give living batch norm the running statistics of one task's training images.
 
@@ -191,8 +200,8 @@ def _with_statistics_of(
     mean, std = channel_statistics(model, device)
     sizes = {task: len(images[task])}
     order = batches(sizes, batch_size=study.training.batch_size, epochs=1, seed=study.seed)
-    # What no round has trained keeps its statistics; the last round trains most.
-    with in_phase(settled, study, study.rounds), torch.no_grad(), torch.random.fork_rng():
+    # What none of ``number`` rounds has trained keeps its statistics; the last one trains most.
+    with in_phase(settled, study, number), torch.no_grad(), torch.random.fork_rng():
         settled.train()
         for module in settled.modules():
             if isinstance(module, _BatchNorm) and module.training:

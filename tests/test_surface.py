@@ -40,15 +40,17 @@ SURFACE = {
         "audit show": ["SITE", "--last", "--study", "--json"],
         "cache show": ["SITE", "--json"],
         "cache clear": ["SITE", "--json"],
-        "evaluate": ["SITE", "--study", "--model", "--alone", "--personal", "--json"],
+        "evaluate": [
+            "SITE", "--study", "--model", "--alone", "--classical", "--personal", "--json",
+        ],
         "personalise": ["SITE", "--study", "--rounds", "--json"],
         "explain": [
             "SITE", "--study", "--out", "--model", "--task", "--method", "--cells", "--count",
             "--json",
         ],
         "report": [
-            "SITE", "--study", "--model", "--out", "--cases", "--method", "--alone", "--feedback",
-            "--names", "--json",
+            "SITE", "--study", "--model", "--out", "--cases", "--method", "--alone", "--classical",
+            "--feedback", "--names", "--json",
         ],
     },
     "rarefed-server": {

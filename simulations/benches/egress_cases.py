@@ -13,7 +13,7 @@ from client.suppression import Behind, Key, behind_of, stated
 from common import metrics, metrics_wire
 from common.arrays import Arrays
 from common.attention import ATTENTION, FIGURES, to_arrays
-from common.held_out import HELD_OUT, OF_PATIENTS
+from common.held_out import HELD_OUT, OF_PATIENTS, members_of
 from common.messages import Order, Reply
 from common.statements import Counted, Declaration, Splits, Training
 from common.study import Study
@@ -67,6 +67,8 @@ def good_case(kind: Any, limits: Limits, *, private: bool) -> Case:
     for task in CLASSES:
         for split in HELD_OUT:
             measured |= measured_of(rng, task, split)
+    of_members = members_measured(rng, measured, study)
+    measured |= of_members
     behind = {key: found[1] for key, found in measured.items()}
     own = Own("site-a", _declaration(limits), behind, dict(looked_of()))
     reply = Reply("site-a", study.digest(), 2)
@@ -74,9 +76,9 @@ def good_case(kind: Any, limits: Limits, *, private: bool) -> Case:
         return Case(reply._replace(declaration=own.declaration), order, limits, own)
     steps, loss = (stated(3, limits), None if private else 0.5) if kind == "train" else (0, None)
     trained = Training(steps=steps, loss=loss, seconds=1.0, evaluation_seconds=0.25)
-    reply = reply._replace(
-        training=trained, metrics={key: found[0] for key, found in measured.items()}
-    )
+    gone = {} if kind == "evaluate" else of_members
+    metrics = {key: found[0] for key, found in measured.items() if key not in gone}
+    reply = reply._replace(training=trained, metrics=metrics)
     if kind == "evaluate":
         reply = with_attention(rng, reply, own)
     if kind == "train":
@@ -97,6 +99,8 @@ def study_of(*, private: bool) -> Study:
             "mr": {"modality": "MR", "classes": ["a", "b", "c"]},
         },
         "evaluation": {"attention": "hirescam"},
+        "ensemble": [{}, {}],
+        "federation": {"votes": "validation"},
     }
     return Study.parse(values | ({"privacy": {"epsilon": 8.0}} if private else {}))
 
@@ -134,6 +138,19 @@ def measured_of(
     }
 
 
+def members_measured(rng: np.random.Generator, measured: Measured, study: Study) -> Measured:
+    """Return a state of each member of an ensemble by itself, on the same patients."""
+    found: Measured = {}
+    for task, n_classes in CLASSES.items():
+        _, behind = measured[task, OF_PATIENTS["validation"]]
+        labels = np.repeat(np.arange(n_classes), [len(group) for group in behind.classes])
+        positive = study.tasks[task].positive_index
+        for name in members_of(study):
+            logits = rng.normal(size=(len(labels), n_classes))
+            found[task, name] = (state_of(logits, labels, positive, untold=True), behind)
+    return found
+
+
 def looked_of() -> Looked:
     """Return who stands behind the sums of attention: all 24 patients, or every other one."""
     every = {task: [f"{task}-{p}" for p in range(24)] for task in CLASSES}
@@ -161,11 +178,14 @@ def attention_table(rng: np.random.Generator, patients: Sequence[int]) -> Arrays
     return to_arrays(np.hstack([counts, counts * rng.uniform(0, 1, (len(patients), 2))]))
 
 
-def state_of(logits: Any, labels: Any, positive: int | None, patients: int = 24) -> Arrays:
+def state_of(
+    logits: Any, labels: Any, positive: int | None, patients: int = 24, *, untold: bool = False
+) -> Arrays:
     """Return the metric state of so many patients' images or cases, as arrays."""
     blank = metrics.zero(logits.shape[1], positive)
     state = metrics.update(blank, logits, labels, positive)
     state = metrics.with_joint(state, logits, labels)
+    state = metrics.untold(state) if untold else state
     return metrics_wire.to_arrays(metrics.with_patients(state, patients))
 
 

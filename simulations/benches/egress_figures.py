@@ -7,7 +7,7 @@ import numpy as np
 
 from client.patients import by_patient, cases_of
 from client.suppression import behind_of, suppress
-from common.held_out import HELD_OUT, OF_PATIENTS
+from common.held_out import HELD_OUT, MEMBERS, OF_PATIENTS
 from common.metrics import MAY_BE_UNTOLD
 from simulations.benches.egress_cases import (
     CLASSES,
@@ -24,7 +24,7 @@ from simulations.benches.egress_cases import (
 
 def unknown_metrics(rng: np.random.Generator, case: Case) -> Case:
     """Give a sound state under a name that no state has here."""
-    odd = ("train", "train_patients", "test_patients_patients", "patients", word(rng))
+    odd = ("train", "train_patients", "test_patients_patients", "patients", "test.0", word(rng))
     key = pick(rng, (("ct", pick(rng, odd)), ("pet", "test"), (word(rng), "test_patients")))
     arrays, _ = measured_of(rng, "ct", "test")["ct", "test"]
     return with_changes(case, metrics={**case.reply.metrics, key: arrays})
@@ -111,6 +111,28 @@ def few_mixed(rng: np.random.Generator, case: Case) -> Case:
     )
 
 
+def odd_members(rng: np.random.Generator, case: Case) -> Case:
+    """Give a state of a member of an ensemble that nobody asked for, or that the others lack."""
+    if case.order.kind == "check":
+        return counts_of_one(rng, case)
+    states = dict(case.reply.metrics)
+    first, second, third = (("ct", name) for name in MEMBERS[:3])
+    of_patients = states["ct", OF_PATIENTS["validation"]]
+    if case.order.kind == "train":
+        states[first] = of_patients
+        return with_changes(case, metrics=states)
+    match int(rng.integers(4)):
+        case 0:  # one of them alone
+            del states[first]
+        case 1:  # one more than there are
+            states[third] = states[second]
+        case 2:  # with all sums, or of images as if they were patients
+            states[first] = of_patients if rng.integers(2) else states["ct", "validation"]
+        case _:  # without the state of all together
+            del states["ct", "validation"], states["ct", OF_PATIENTS["validation"]]
+    return with_changes(case, metrics=states)._replace(bypass=bool(rng.integers(2)))
+
+
 def small_class(rng: np.random.Generator, case: Case) -> Case:
     """Let a site honestly measure a class of too few patients."""
     if case.order.kind == "check":
@@ -174,6 +196,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     bad_state,
     counts_of_one,
     odd_patients,
+    odd_members,
     few_mixed,
     small_class,
     small_bins,

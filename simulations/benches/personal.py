@@ -17,8 +17,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from client.benefit import TUNED
 from client.evaluate import logits_of
-from client.evaluation import TUNED
 from client.final_model import final_model
 from client.local_figures import patient_cases
 from client.personal import personalise

@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 
 from simulations.benches.result import Result
-from simulations.lab import find_lab, load
+from simulations.lab import find_lab
+from simulations.lab_reading import load
 from simulations.lab_results import compare
 
 LAB, LIMIT = "transfer-gain", 0.05

@@ -137,7 +137,8 @@ def make_order() -> Callable[..., Order]:
             return Order("check", study, 0, {}, "", None)
         model = model or build_model(study)
         layout = layout_of(model, study)
-        names = layout.groups_of(study.tasks if tasks is None else tasks)
+        asked = study.tasks if tasks is None else tasks
+        names = layout.groups_of(asked, trained=kind == "train")
         first = first or model  # as the study began with it
         base: dict[str, Array] = arrays_sent_once(take(first, first.state_dict()), layout)
         return Order(

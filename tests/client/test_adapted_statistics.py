@@ -1,5 +1,6 @@
 """Laws of batch normalisation with the statistics of the images at hand."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -88,14 +89,21 @@ def test_the_network_gets_its_own_back(make_study: MakeStudy, make_images: MakeI
     assert [getattr(m, "momentum", None) for m in model.modules()] == momenta
 
 
-def test_a_single_image_has_the_stored_ones(make_study: MakeStudy, make_images: MakeImages) -> None:
-    """Of one image, or none, nothing is estimated."""
-    model = model_of(make_study())
-    for images in (make_images(1), make_images(0)):
+def test_a_single_patient_has_the_stored_ones(
+    make_study: MakeStudy, make_images: MakeImages
+) -> None:
+    """Of one image, two or many of one patient, or none, nothing is estimated."""
+    model, many = model_of(make_study()), make_images(9)
+    one = dataclasses.replace(many, patients=("patient",) * 9)
+    for images in (make_images(1), make_images(2), one, make_images(0)):
         stored, adapted = (
             logits_of(model, images, "ct", device=CPU, adapted=which) for which in (False, True)
         )
         assert np.array_equal(stored, adapted)
+    stored, adapted = (
+        logits_of(model, make_images(3), "ct", device=CPU, adapted=which) for which in (False, True)
+    )
+    assert not np.array_equal(stored, adapted)
 
 
 def test_no_chance_is_in_it(make_study: MakeStudy, make_images: MakeImages) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from skimage.feature import hog, local_binary_pattern
+from skimage.transform import resize
 from torch import Tensor
 
 from client.cache import Cache
@@ -51,10 +52,23 @@ def test_features_are_scikit_images() -> None:
             assert part.sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("size", [32, 64, 96, 224])
+@pytest.mark.parametrize("size", [32, 36, 39, 47, 63, 64, 96, 224, 299])
 def test_an_image_has_as_many_features_whatever_its_size(size: int) -> None:
-    """Cells grow with the image."""
+    """Cells grow with the image, whose side need be no multiple of eight."""
     assert handcrafted_features(images(1, size=size)).shape == (1, EDGES + sum(TEXTURES))
+
+
+@pytest.mark.parametrize("size", [36, 39, 47])
+def test_a_side_between_two_multiples_is_resized_to_the_larger(size: int) -> None:
+    """The gradients are those of the resized image; the textures are those of the image itself."""
+    image = grey(images(1, size=size))
+    cell = size // 8 + 1
+    found = handcrafted_features(torch.from_numpy(image)[None, None])[0]
+    edges = hog(resize(image, (8 * cell, 8 * cell)), 9, (cell, cell), (2, 2), block_norm="L2-Hys")
+    assert found[:EDGES] == pytest.approx(edges, abs=1e-6)
+    codes = local_binary_pattern(np.rint(image * 255).astype(np.uint8), 8, 1, "uniform")
+    expected = np.histogram(codes, np.arange(11), density=True)[0]
+    assert found[EDGES : EDGES + 10] == pytest.approx(expected, abs=1e-6)
 
 
 def test_textures_do_not_turn_with_the_image() -> None:

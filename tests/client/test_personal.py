@@ -124,6 +124,22 @@ def test_the_better_one_is_kept(
     assert stat.S_IMODE(kept_file(config, study, PERSONAL).stat().st_mode) == 0o600
 
 
+def test_the_study_says_how_many_rounds(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, tmp_path: Path
+) -> None:
+    """As many as its key, unless the hospital says another number; without a key they are five."""
+    config = make_hospital(splits=("train", "train", "validation", "train", "test", "test"))
+    for key, options, rounds in (
+        ({"tuned_rounds": 2}, (), 2),
+        ({"tuned_rounds": 2}, ("--rounds", "1"), 1),
+        ({}, (), 5),
+    ):
+        study = make_study(evaluation=key)
+        finished(config, study, make_order)
+        words = ("--study", file_of_study(tmp_path, study), *options)
+        assert ran("personalise", config.state.parent, *words)["rounds"] == rounds
+
+
 def test_the_worse_one_is_not_kept(
     make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, tmp_path: Path
 ) -> None:
@@ -220,3 +236,70 @@ def test_an_export_is_not_the_sites_own(make_hospital: MakeHospital, tmp_path: P
         result = RUN.invoke(app, [*words, "--personal"])
         assert result.exit_code == 2
         assert "export" in result.output
+
+
+def test_phases_are_over(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, tmp_path: Path
+) -> None:
+    """A study that began with its head alone is tuned as it ended: the backbone moves too."""
+    study = make_study(training={"phases": [{"rounds": 2, "train": "head"}]})
+    config = make_hospital(splits=PATIENTS)
+    finished(config, study, make_order)
+    before = final_model(config, study, device=CPU).model.state_dict()
+    study_file = file_of_study(tmp_path, study)
+    found = ran("personalise", config.state.parent, "--study", study_file, "--rounds", "4")
+    assert found["tasks"]["ct"]["kept"]
+    tuned = tuned_model(config, study, device=CPU).model
+    moved = [name for name, p in tuned.named_parameters() if not torch.equal(p, before[name])]
+    assert any(name.startswith("backbone.") for name in moved)
+
+
+@pytest.mark.parametrize(
+    "federation",
+    [{"average_last": 2}, {"keep": "best", "score": "loss", "early_stopping": {"patience": 1}}],
+    ids=["average", "best"],
+)
+def test_what_ends_a_study_ends_no_tuning(
+    federation: dict[str, Any],
+    make_study: MakeStudy,
+    make_hospital: MakeHospital,
+    make_order: MakeOrder,
+    tmp_path: Path,
+) -> None:
+    """All rounds that are asked for are made, and the last one's network is compared."""
+    study, config = make_study(rounds=8, federation=federation), make_hospital(splits=PATIENTS)
+    site = finished(config, study, make_order)
+    options = ("--study", file_of_study(tmp_path, study), "--rounds", "3")
+    found = ran("personalise", config.state.parent, *options)
+    data = site.prepare(study).tasks["ct"]
+    plain = make_study().model_copy(update={"rounds": 3})
+    final = final_model(config, study, device=CPU).model
+    by_hand = train_alone(final, {"ct": data.splits["train"]}, plain, site="site-a", device=CPU)
+    place = ("auroc", "loss").index(study.federation.score)
+    expected = scores(by_hand, data, study)[place]
+    assert found["tasks"]["ct"]["score"]["tuned"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_it_does_not_outlive_the_final_network(
+    make_study: MakeStudy, make_hospital: MakeHospital, make_order: MakeOrder, tmp_path: Path
+) -> None:
+    """Once the site keeps another final network it is refused, until it is made anew."""
+    study, config = make_study(), make_hospital(splits=PATIENTS)
+    site = finished(config, study, make_order)
+    options = ("--study", file_of_study(tmp_path, study), "--rounds", "4")
+    made = ran("personalise", config.state.parent, *options)
+    again = make_order(study, "evaluate", number=3)
+    assert site.answer(again).reply.refusal == ""  # the same arrays: nothing was told anew
+    assert tuned_model(config, study, device=CPU).sha256 == made["sha256"]
+    moved = {group: {n: v + 1 for n, v in of.items()} for group, of in again.groups.items()}
+    assert site.answer(again._replace(groups=moved, round=4)).reply.refusal == ""
+    with pytest.raises(FederationError, match="another final network") as refusal:
+        tuned_model(config, study, device=CPU)
+    assert "rarefed-client personalise" in refusal.value.remedy
+    for words in (["evaluate", str(config.state.parent), *options[:2]],
+                  ["predict", str(config.state.parent), options[1], "scan.png"]):  # fmt: skip
+        result = RUN.invoke(app, [*words, "--personal"])
+        assert isinstance(result.exception, FederationError)
+    kept_file(config, study, FINAL).unlink()
+    with pytest.raises(FederationError, match="another final network"):
+        tuned_model(config, study, device=CPU)

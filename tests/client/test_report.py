@@ -87,6 +87,15 @@ def test_the_page_is_one_file_for_the_owner(site: Place) -> None:
     assert not re.search(r"\b[0-9a-f]{32}\b", re.sub(r'data-case="[0-9a-f]{32}"', "", text))
 
 
+def test_classical_ways_stand_on_the_page(site: Place) -> None:
+    """As the command that evaluates has them: their figures, and what networks have more."""
+    config, _, _ = site
+    asked(site, "--cases", "0", "--classical", "handcrafted-svm")
+    page = (config.state / "report.html").read_text()
+    assert "global - handcrafted-svm" in page
+    assert "models beside one another" in page
+
+
 def test_cases_and_place_are_as_asked(site: Place, tmp_path: Path) -> None:
     """So many cases of a kind at most, where it was asked for, with names only on demand."""
     out = tmp_path / "elsewhere" / "page.html"

@@ -14,9 +14,10 @@ import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from client.attention_warnings import Share
+from client.benefit import Benefit
 from client.bootstrap import Estimate
 from client.dataset import Images, Origin, TaskData
-from client.evaluation import Benefit, LocalFigures
+from client.evaluation import LocalFigures
 from client.feedback import Feedback, KeptOpinion
 from client.local_figures import TaskFigures, figures_of_task
 from client.localisation import Localisation

@@ -679,3 +679,28 @@ def test_a_long_change_is_shortened(
         for name, value in arrays.items():
             np.testing.assert_allclose(short[group][name], value * by, rtol=2e-3, atol=1e-6)
     assert update_norm(short) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(("number", "part"), [(1, 1.0), (2, 0.25), (3, 0.0625)])
+def test_a_schedule_knows_the_round(
+    number: int,
+    part: float,
+    make_study: MakeStudy,
+    make_hospital: MakeHospital,
+    make_order: MakeOrder,
+) -> None:
+    """Rates that fall to a quarter each round: plain SGD changes a head by so much of all.
+
+    The step is so small that the gradient stays what it is.
+    """
+    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "head_lr": 1e-4}
+    changes, config = [], make_hospital(splits=TRAIN_ONLY)
+    for schedule in ({"kind": "constant"}, {"kind": "step", "period": 1, "factor": 0.25}):
+        training = plain | {"train": "head", "schedule": schedule}
+        study = make_study(rounds=4, training=training, backbone={"normalisation": "frozen"})
+        order = make_order(study, number=number)
+        reply = answered(Site(config), order)
+        changes.append(reply.groups["head:ct"]["heads.ct.weight"])
+    constant, stepped = changes
+    assert np.abs(constant).max() > 0
+    np.testing.assert_allclose(stepped, part * constant, rtol=0.02, atol=1e-3 * constant.max())

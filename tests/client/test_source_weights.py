@@ -120,6 +120,29 @@ def test_few_images_are_enough(count: int) -> None:
     assert weights.mean() == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("source", "own"),
+    [((100, 1), (1, 1)), ((100, 10), (2, 2)), ((120, 4), (4, 4)), ((40, 1), (2, 2)),
+     ((60, 60), (1, 40)), ((1, 1), (200, 1))],
+)  # fmt: skip
+def test_patients_may_have_unequal_numbers_of_images(
+    source: tuple[int, ...], own: tuple[int, ...]
+) -> None:
+    """A fold that is left with few images to fit on has fewer components, and no error."""
+    counts = (*source, *own)
+    names = [
+        name for name, n in zip(patients_of(len(counts)), counts, strict=True) for _ in range(n)
+    ]
+    from_there = np.arange(len(names)) < sum(source)
+    x = np.random.default_rng(0).normal(size=(len(names), 64))
+    for seed in range(3):
+        weights = similarity_weights(x, from_there, names, seed=seed)
+        assert np.isfinite(weights).all()
+        assert weights.min() > 0
+        assert (weights[~from_there] == 1).all()
+        assert weights[from_there].mean() == pytest.approx(1)
+
+
 # Training
 
 

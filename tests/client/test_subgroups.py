@@ -37,7 +37,7 @@ def consistent(column: list[int], hidden: list[bool], minimum: int) -> list[list
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(column=columns, minimum=st.integers(2, 5))
 def test_no_suppressed_cell_can_be_told(column: list[int], minimum: int) -> None:
     """Even who knows the rule finds several counts for each, and enough patients behind them."""

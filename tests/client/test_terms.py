@@ -1,9 +1,13 @@
 """Laws of what a hospital is told before it approves a study."""
 
 from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from client.config import SiteConfig
 from client.terms import ATTENTION, lines_of, terms_of
+from client.training_terms import MEMBERS
 from common.study import Study
 
 
@@ -86,3 +90,83 @@ def test_attention_is_told_where_it_may_leave(
     assert ATTENTION in terms_of(asked, open_)["reported"]
     for study, site in ((asked, config), (make_study(), open_), (make_study(), config)):
         assert ATTENTION not in terms_of(study, site)["reported"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "name", "said"),
+    [
+        ({}, "trains", "all layers, in all rounds"),
+        ({"training": {"train": "last:1"}}, "trains", "the last stage and the heads, in all"),
+        (
+            {"rounds": 9, "training": {"train": "last:2", "phases": [
+                {"rounds": 1, "train": "head"}, {"rounds": 3, "train": "last:1"}]}},
+            "trains",
+            "in round 1; the last stage and the heads in rounds 2 to 4; then the last 2 stages",
+        ),
+        ({"training": {"unfreeze_every": 2}}, "trains", "after every 2 rounds one more stage"),
+        ({"training": {"unfreeze_every": 1}}, "trains", "after each round one more stage"),
+        ({}, "stays here", "nothing of the network"),
+        ({}, "commands here afterwards", "what the hospital likes"),
+        (
+            {"evaluation": {"classical": ["svm", "elm"], "tuned_rounds": 4}},
+            "commands here afterwards",
+            "svm, elm, fitted to this site's patients; it may be trained 4 rounds further. None",
+        ),
+        ({"federation": {"personal": "head"}}, "stays here", "the heads: each site"),
+        ({"backbone": {"normalisation": "local"}}, "stays here", "batch normalisation: each site"),
+        ({}, "discriminator", "none"),
+        (
+            {"training": {"adversarial_weight": 0.5, "adversarial_sites": 3}},
+            "discriminator",
+            "the coordinator and all sites could tell how this site's images differ",
+        ),
+        ({}, "images from elsewhere", "as much as this site's own"),
+        (
+            {"training": {"source_weighting": "similarity"}},
+            "images from elsewhere",
+            "by how like this site's own they are",
+        ),
+        ({}, "validation figures decide", "no figures: all rounds are made"),
+        (
+            {"rounds": 20, "federation": {"early_stopping": {"patience": 4}}},
+            "validation figures decide",
+            "ends early, after 4 rounds without a better figure",
+        ),
+        ({"federation": {"keep": "best"}}, "validation figures decide", "which round's model"),
+        (
+            {"rounds": 20, "training": {"schedule": {"kind": "plateau"}}},
+            "validation figures decide",
+            "when learning rates fall",
+        ),
+        (
+            {"federation": {"average_last": 2}},
+            "validation figures decide",
+            "It ends with the mean of the last 2 rounds' models",
+        ),
+        (
+            {"ensemble": [{}, {"seed": 1}], "federation": {"votes": "validation"}},
+            "validation figures decide",
+            "what each member of the ensemble weighs",
+        ),
+    ],
+)  # fmt: skip
+def test_the_way_of_the_training_is_told(
+    sections: dict[str, Any],
+    name: str,
+    said: str,
+    make_study: Callable[..., Study],
+    make_hospital: Callable[..., SiteConfig],
+) -> None:
+    """What trains when, what stays, who is told apart, and what figures decide, in words."""
+    terms = terms_of(make_study(**sections), make_hospital())
+    assert said in dict(lines_of(terms))[name]
+
+
+def test_members_figures_are_told(
+    make_study: Callable[..., Study], make_hospital: Callable[..., SiteConfig]
+) -> None:
+    """They are said to be reported where they decide what the members weigh, and only there."""
+    config, ensemble = make_hospital(), [{}, {"seed": 1}]
+    weighed = make_study(ensemble=ensemble, federation={"votes": "validation"})
+    assert MEMBERS in terms_of(weighed, config)["reported"]
+    assert MEMBERS not in terms_of(make_study(ensemble=ensemble), config)["reported"]

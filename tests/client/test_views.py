@@ -1,5 +1,6 @@
 """Laws of variations that are made once, so that features of them can be kept."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,13 +28,15 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def study_of(views: int = VIEWS, seed: int = 0, **training: Any) -> Study:
+def study_of(
+    views: int = VIEWS, seed: int = 0, backbone: str = "test_resnet", **training: Any
+) -> Study:
     return Study.parse(
         {
             "name": "s",
             "rounds": 2,
             "seed": seed,
-            "backbone": {"name": "test_resnet", "weights": "a.safetensors", "image_size": 32},
+            "backbone": {"name": backbone, "weights": "a.safetensors", "image_size": 32},
             "tasks": TASKS,
             "training": {"views": views, "train": "last:1"} | training,
         }
@@ -50,6 +53,21 @@ def kept_of(study: Study, model: FederatedModel) -> FrozenFeatures:
     kept = PhaseFeatures(model, study, "a", CPU).in_round(1)
     assert kept is not None
     return kept
+
+
+def test_what_cannot_be_divided_varies_anew_and_the_log_says_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One warning of a network whose frozen part cannot be run by itself; of others none."""
+    log = logging.getLogger("test")
+    for name, told in (("test_vit", 1), ("test_resnet", 0)):
+        caplog.clear()
+        study = study_of(backbone=name)
+        features = PhaseFeatures(build_model(study), study, "a", CPU, log)
+        with caplog.at_level(logging.WARNING, "test"):
+            found = [features.in_round(number) for number in (1, 2)]
+        assert [kept is None for kept in found] == [bool(told)] * 2
+        assert caplog.text.count("training.views is passed over") == told
 
 
 def test_without_views_nothing_is_made_once() -> None:

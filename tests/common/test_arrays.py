@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.arrays import Array, digest, size_in_bytes
+from common.arrays import Array, digest, mean_of, size_in_bytes
 
 ARRAYS: dict[str, Array] = {"b": np.arange(3, dtype=np.float32), "a": np.array(2, np.int64)}
 
@@ -43,3 +43,21 @@ def test_size_counts_the_values_alone() -> None:
     """Three floats of 4 bytes and one integer of 8 take 20 bytes; nothing takes none."""
     assert size_in_bytes(ARRAYS) == 3 * 4 + 8
     assert size_in_bytes({}) == 0
+
+
+def test_a_mean_is_of_sixty_four_bits() -> None:
+    """Sums do not lose what single precision would; other types and arrays are left alone."""
+    rng = np.random.default_rng(1)
+    models: list[dict[str, Array]] = [
+        {
+            "w": (rng.normal(size=1000) * 1e4).astype(np.float32),
+            "n": np.array(i),
+            "o": rng.random(3),
+        }
+        for i in range(50)
+    ]
+    found = mean_of(models, ["w", "n"])
+    stacked = np.stack([model["w"] for model in models])
+    assert np.array_equal(found["w"], stacked.mean(axis=0, dtype=float).astype(np.float32))
+    assert int(found["n"]) == 49
+    assert found["o"] is models[-1]["o"]

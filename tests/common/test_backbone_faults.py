@@ -7,6 +7,7 @@ import pytest
 from common.errors import StudyError
 from common.models import build_model
 from common.study import Study
+from common.weights import layout_of
 
 
 def study_of(name: str, backbone: dict[str, Any] | None = None, **training: Any) -> Study:
@@ -38,6 +39,16 @@ def test_what_a_network_lacks_cannot_stay_at_a_site(name: str) -> None:
         build_model(study_of(name, {"normalisation": "local"}))
     assert "leave it out" in refused.value.message
     build_model(study_of(name))
+
+
+def test_what_is_frozen_cannot_stay_at_a_site() -> None:
+    """Local normalisation is refused where it lives in no stage that trains; in one, it is kept."""
+    with pytest.raises(StudyError, match="no batch normalisation") as refused:
+        build_model(study_of("vgg11_bn", {"normalisation": "local"}, train="last:1"))
+    assert "'last:1'" in refused.value.message
+    assert "Let more of the backbone train" in refused.value.remedy
+    study = study_of("test_resnet", {"normalisation": "local"}, train="last:1")
+    assert layout_of(build_model(study), study).local
 
 
 def test_both_are_told_at_once() -> None:

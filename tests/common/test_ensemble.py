@@ -22,9 +22,9 @@ from client.preprocess import normalise
 from client.privacy import MembersApart
 from client.private_check import faults_of
 from client.private_gradients import PatientGradients
-from common.ensemble import mean_probability
+from common.ensemble import MemberHeads, check_votes, mean_probability, vote_alike
 from common.errors import StudyError
-from common.layout import SHARED, STATISTICS, head_group
+from common.layout import SHARED, STATISTICS, head_group, votes_group, votes_name
 from common.models import FederatedModel, build_model
 from common.study import Study
 from common.weights import layout_of, put, take
@@ -32,6 +32,7 @@ from common.weights import layout_of, put, take
 Make = Callable[..., Study]
 CPU = torch.device("cpu")
 SIZE = 32
+VOTES: dict[str, Any] = {"federation": {"votes": "validation"}}
 TWO: list[dict[str, Any]] = [{}, {"name": "test_convnext", "seed": 7}]
 
 
@@ -100,6 +101,66 @@ def test_the_mean_probability_by_hand() -> None:
     found = mean_probability(logits_MBK)
     torch.testing.assert_close(found[0].exp(), torch.tensor([(0.5 + 0.75) / 2, 0.375]))
     assert found.isfinite().all()
+
+
+def test_a_weighted_mean_by_hand() -> None:
+    """Each member's softmax counts as it weighs, one of no weight not at all; none overflows."""
+    logits_MBK = torch.tensor([[[0.0, 0.0], [900.0, -900.0]], [[math.log(3), 0.0], [0.0, 900.0]]])
+    found = mean_probability(logits_MBK, torch.tensor([0.8, 0.2]))
+    torch.testing.assert_close(found[0].exp(), torch.tensor([0.8 * 0.5 + 0.2 * 0.75, 0.45]))
+    torch.testing.assert_close(found[1].exp(), torch.tensor([0.8, 0.2]))
+    first = mean_probability(logits_MBK, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(first, logits_MBK[0].log_softmax(dim=1))
+
+
+def test_equal_weights_are_the_plain_mean(study_of: Make) -> None:
+    """A network whose members may come to weigh otherwise begins with the same probabilities."""
+    three = [*TWO, {"name": "test_efficientnet"}]
+    plain, weighed = (build_model(s).eval() for s in (study_of(three), study_of(three, **VOTES)))
+    extra = weighed.state_dict().keys() - plain.state_dict().keys()
+    assert extra == {votes_name("ct"), votes_name("mr")}
+    put(weighed, take(plain, plain.state_dict()))
+    x = seen(plain, images())
+    with torch.no_grad():
+        torch.testing.assert_close(weighed(x, "ct"), plain(x, "ct"), rtol=1e-6, atol=1e-6)
+    alike = np.full(3, 1 / 3, np.float32)
+    assert np.array_equal(take(weighed, extra)[votes_name("mr")], alike)
+    put(weighed, {votes_name("mr"): np.array([1, 0, 0], np.float32)})
+    vote_alike(weighed.heads.values())
+    assert np.array_equal(take(weighed, extra)[votes_name("mr")], alike)
+
+
+def test_votes_travel_by_themselves_and_not_to_train(study_of: Make) -> None:
+    """They are a group for each task, which orders to train do not have; the rest is as ever."""
+    study = study_of(**VOTES)
+    layout = layout_of(build_model(study), study)
+    plain = layout_of(build_model(study_of()), study_of())
+    votes = {votes_group(task): (votes_name(task),) for task in ("ct", "mr")}
+    assert layout.groups == {**plain.groups, **votes}
+    assert (layout.base, layout.local) == (plain.base, plain.local)
+    assert layout.groups_of(["ct"]) == plain.groups_of(["ct"])
+    more = set(layout.groups_of(["ct"], trained=False)) - set(layout.groups_of(["ct"]))
+    assert more == {votes_group("ct")}
+    assert plain.groups_of(["ct"], trained=False) == plain.groups_of(["ct"])
+
+
+@pytest.mark.parametrize("votes", [[0.5, 0.6], [1.5, -0.5], [math.nan, 1.0], [math.inf, 0.0]])
+def test_votes_that_are_no_shares_are_refused(votes: list[float]) -> None:
+    """They are finite, at least 0, and have the sum 1 in single precision."""
+    with pytest.raises(ValueError, match="are not shares"):
+        check_votes(np.array(votes, np.float32))
+    check_votes(np.full(7, 1 / 7, np.float32))
+
+
+def test_votes_are_not_trained(study_of: Make) -> None:
+    """They have no gradient, and are none of the parameters that privacy or a strategy counts."""
+    model = build_model(study_of(**VOTES)).train()
+    head = model.heads["ct"]
+    assert isinstance(head, MemberHeads)
+    assert head.votes is not None
+    model(seen(model, images()), "ct").sum().backward()
+    assert head.votes.grad is None
+    assert not [name for name, _ in model.named_parameters() if "votes" in name]
 
 
 def test_members_that_are_alike_say_what_one_says(study_of: Make) -> None:
@@ -279,12 +340,17 @@ def test_rates_fall_from_layer_to_layer_in_each_member(study_of: Make) -> None:
         assert own(rates(model), number) == rates(single)
 
 
-@pytest.mark.parametrize("train", ["all", "head"])
-def test_gradients_of_single_patients_can_be_had(study_of: Make, train: str) -> None:
+@pytest.mark.parametrize(
+    ("train", "sections"), [("all", {}), ("head", {}), ("all", VOTES)], ids=["all", "head", "votes"]
+)
+def test_gradients_of_single_patients_can_be_had(
+    study_of: Make, train: str, sections: dict[str, Any]
+) -> None:
     """The machinery of private training agrees with autograd on every image."""
     weights = {"weights": "start.safetensors", "normalisation": "frozen"}
     ensemble = [{}, {"name": "test_convnext", "weights": "other.safetensors"}]
-    model = build_model(study_of(ensemble, backbone=weights, training={"train": train}))
+    study = study_of(ensemble, backbone=weights, training={"train": train}, **sections)
+    model = build_model(study)
     assert faults_of(model, seen(model, images(3)), "mr") == []
 
 

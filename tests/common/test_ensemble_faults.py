@@ -9,6 +9,7 @@ import pytest
 from common.errors import StudyError
 from common.study import Study
 
+VOTES: dict[str, Any] = {"votes": "validation"}
 OTHER: dict[str, Any] = {"name": "test_convnext", "seed": 7}
 
 
@@ -77,6 +78,14 @@ def test_paths_of_weights_stay_where_they_are(tmp_path: Path) -> None:
             "ensemble.1.weights",
             "the file of another network",
         ),
+        ([], {"federation": VOTES}, "federation.votes", "no members"),
+        ([{}, {}], {"federation": VOTES | {"personal": "head"}}, "federation.votes", "own heads"),
+        (
+            [{}, {}],
+            {"federation": VOTES, "split": {"validation": 0}},
+            "federation.votes",
+            "no patients are held out",
+        ),
     ],
 )
 def test_what_cannot_be_an_ensemble_is_refused(
@@ -88,3 +97,12 @@ def test_what_cannot_be_an_ensemble_is_refused(
     lines = refused.value.message.splitlines()[1:]
     assert [line for line in lines if line.startswith(f"  - {where}: ") and what in line] == lines
     assert len(lines) == 1
+
+
+def test_votes_are_part_of_the_digest() -> None:
+    """Equal ones, written out or not, leave it as it was before there were others."""
+    plain, equal = study_of([{}, {}]), study_of([{}, {}], federation={"votes": "equal"})
+    weighed = study_of([{}, {}], federation=VOTES)
+    assert plain.digest() == equal.digest() != weighed.digest()
+    assert "votes" not in plain.wire()
+    assert Study.parse(json.loads(weighed.wire())).federation.votes == "validation"

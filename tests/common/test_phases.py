@@ -7,9 +7,10 @@ import pytest
 
 from common.errors import StudyError
 from common.models import build_model
-from common.phases import lies_within, train_in_round, width
+from common.phases import last_phase_begins, lies_within, train_in_round, width
 from common.study import Study
 from common.training import Phase, Training
+from common.weights import layout_of
 
 STAGES = 5
 """Of ``test_resnet``, as timm divides it."""
@@ -19,11 +20,12 @@ def by_round(training: Training, rounds: int, stages: int = STAGES) -> list[str]
     return [train_in_round(training, number, stages) for number in range(1, rounds + 1)]
 
 
-def study_of(**training: Any) -> Study:
+def study_of(rounds: int = 100, federation: dict[str, Any] | None = None, **training: Any) -> Study:
     return Study.parse(
         {
             "name": "s",
-            "rounds": 100,
+            "rounds": rounds,
+            "federation": federation or {},
             "backbone": {"name": "test_resnet", "weights": "a.safetensors", "image_size": 32},
             "tasks": {"t": {"modality": "CT", "classes": ["a", "b"]}},
             "training": training,
@@ -58,6 +60,25 @@ def test_unfreezing_adds_a_stage_at_a_time(every: int, train: str, last: int) ->
     assert list(counts) == [*steps, train]
     assert [counts[step] for step in steps] == [every] * last
     assert [width(one, STAGES) for one in found] == sorted(width(one, STAGES) for one in found)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        Training(),
+        Training(train="last:2"),
+        Training(phases=[Phase(rounds=4, train="head"), Phase(rounds=3, train="last:2")]),
+        Training(train="last:3", phases=[Phase(rounds=5, train="head")]),
+        Training(unfreeze_every=2),
+        Training(train="last:2", unfreeze_every=3),
+    ],
+)
+def test_the_last_phase_begins_where_all_that_trains_trains(training: Training) -> None:
+    """From that round on it is what ``train`` says, and in no round before."""
+    begins = last_phase_begins(training, STAGES)
+    found = by_round(training, 40)
+    assert found[begins - 1 :] == [training.train] * (41 - begins)
+    assert training.train not in found[: begins - 1]
 
 
 @pytest.mark.parametrize("train", ["all", "head", "last:1", "last:2", "last:12"])
@@ -100,3 +121,14 @@ def test_a_network_knows_its_stages_where_rounds_differ(training: dict[str, Any]
     whole = build_model(study_of())
     assert set(named) == {name for name, _ in whole.backbone.named_parameters()}
     assert whole.stages == ()
+
+
+def test_an_early_end_comes_after_all_stages_train() -> None:
+    """A network whose last stage thaws too late for it is not built; with one round more it is."""
+    early = {"early_stopping": {"patience": 4}}
+    begins = last_phase_begins(Training(unfreeze_every=3), STAGES)
+    with pytest.raises(StudyError, match=f"from round {begins} on"):
+        build_model(study_of(begins + 5, early, unfreeze_every=3))
+    model = build_model(study := study_of(begins + 6, early, unfreeze_every=3))
+    assert layout_of(model, study).stages == STAGES
+    assert layout_of(build_model(study_of()), study_of()).stages == 0

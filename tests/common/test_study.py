@@ -90,11 +90,14 @@ KEYS = {
         "noise_multiplier", "clip_norm", "clipping", "target_quantile", "clip_learning_rate",
         "count_noise", "delta",
     ],
-    "Evaluation": ["attention", "attention_patients", "normalisation"],
+    "Evaluation": [
+        "attention", "attention_patients", "normalisation", "classical", "tuned_rounds",
+    ],
     "Split": ["validation", "test"],
     "Federation": [
         "strategy", "options", "weighting", "personal", "update_dtype", "update_norm", "quorum",
-        "fraction", "deadline_s", "score", "keep", "average_last", "early_stopping",
+        "fraction", "deadline_s", "score", "keep", "average_last", "votes",
+        "early_stopping",
     ],
     "EarlyStopping": ["patience", "least_gain"],
 }  # fmt: skip
@@ -454,6 +457,27 @@ def test_adapted_normalisation_is_part_of_the_digest() -> None:
     }
 
 
+def test_what_follows_a_study_is_part_of_the_digest() -> None:
+    """Classical ways and rounds of tuning count where they are given; none is that of before."""
+    values = with_value(SMALL, "backbone", {"name": "test_resnet"})
+    nothing = with_value(values, "evaluation", {"classical": [], "attention": "none"})
+    assert Study.parse(nothing).digest() == Study.parse(values).digest()
+    digests = {Study.parse(values).digest()}
+    for asked in (
+        {"classical": ["svm"]},
+        {"classical": ["svm", "handcrafted-svm"]},
+        {"tuned_rounds": 5},
+        {"tuned_rounds": 6},
+        {"tuned_rounds": 5, "classical": ["svm"]},
+    ):
+        study = Study.parse(with_value(values, "evaluation", asked))
+        assert json.loads(study.wire())["evaluation"] == asked
+        again = Study.parse(json.loads(study.wire()))
+        assert again.evaluation == study.evaluation
+        digests |= {study.digest(), again.digest()}
+    assert len(digests) == 6
+
+
 PRIVATE_DIGEST = "a75ba4ba46b19ac6000e6807fb0fd09295e8aabd07d84e2b060bbed1c2737a8a"
 
 
@@ -491,8 +515,10 @@ def test_the_digest_changes_with_every_value() -> None:
     assert set(leaves(values)) == set(OTHER)
     digests = {DIGEST}
     same = ("tasks.fundus.positive", "tasks.fundus.window")  # their other values are impossible
+    focal = with_value(values, "training.loss", "focal")  # what focal_gamma means something with
     for path in set(OTHER) - set(same):
-        digests.add(Study.parse(with_value(values, path, OTHER[path])).digest())
+        whole = focal if path == "training.focal_gamma" else values
+        digests.add(Study.parse(with_value(whole, path, OTHER[path])).digest())
     renamed = copy.deepcopy(values)
     renamed["tasks"]["retina"] = renamed["tasks"].pop("fundus")
     digests.add(Study.parse(renamed).digest())

@@ -46,7 +46,8 @@ def federation_faults_of(federation: dict[str, Any], **sections: Any) -> dict[st
         {"loss": "focal", "focal_gamma": 1.0},
         {"loss": "hybrid", "hybrid_share": 0.25},
         {"label_smoothing": 0.1},
-        {"class_weights": "balanced", "sampling": "balanced", "loss": "focal"},
+        {"class_weights": "balanced", "loss": "focal"},
+        {"sampling": "balanced", "loss": "hybrid", "focal_gamma": 1.0},
         {"source_weighting": "similarity"},
         {"layer_decay": 0.75, "layer_decay_floor": 0.1},
         {"anchor_weight": 0.1, "distillation_weight": 1.0, "task_weight": 2.0},
@@ -72,6 +73,7 @@ def test_what_fits_together_is_taken(training: dict[str, Any]) -> None:
         ({"momentum": 0.5, "optimizer": "rmsprop"}, "momentum", "optimizer = 'rmsprop'"),
         ({"hybrid_share": 0.3}, "hybrid_share", "loss = 'cross_entropy'"),
         ({"hybrid_share": 0.3, "loss": "focal"}, "hybrid_share", "loss = 'focal'"),
+        ({"focal_gamma": 1.0}, "focal_gamma", "loss = 'cross_entropy'"),
     ],
 )
 def test_a_key_without_its_other_is_refused(training: dict[str, Any], key: str, words: str) -> None:
@@ -105,6 +107,39 @@ def test_a_schedule_with_a_period_needs_it(kind: str) -> None:
     """Restarts and steps are refused without the rounds between them."""
     found = training_faults_of({"schedule": {"kind": kind}})
     assert found == {"schedule.period": f"{kind} needs it; say how many rounds."}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "key", "fits"),
+    [
+        ({"kind": "plateau", "patience": 8}, "patience", {"patience": 7}),
+        ({"kind": "step", "period": 10}, "period", {"period": 9.9}),
+        ({"warmup_rounds": 10}, "warmup_rounds", {"warmup_rounds": 9.9}),
+    ],
+)
+def test_a_schedule_acts_before_the_study_ends(
+    schedule: dict[str, Any], key: str, fits: dict[str, Any]
+) -> None:
+    """What would happen after the last of ten rounds alone is refused; a little less is not."""
+    found = training_faults_of({"schedule": schedule})
+    assert list(found) == [f"schedule.{key}"]
+    assert "10 rounds" in found[f"schedule.{key}"]
+    Study.parse(values(training={"schedule": schedule | fits}))
+
+
+def test_a_plateau_that_cannot_be_is_refused_with_its_default_too() -> None:
+    """Where no patience is short enough, another schedule is the remedy."""
+    found = training_faults_of({"schedule": {"kind": "plateau"}}, rounds=3)
+    assert found["schedule.patience"].endswith("bring nothing; use another schedule.")
+    found = training_faults_of({"schedule": {"kind": "plateau"}}, rounds=5)
+    assert found["schedule.patience"].endswith("use 2 or less.")
+
+
+def test_classes_are_balanced_once() -> None:
+    """Weights of classes and balanced drawing would correct the same twice."""
+    found = training_faults_of({"class_weights": "balanced", "sampling": "balanced"})
+    assert list(found) == ["class_weights"]
+    assert found["class_weights"].endswith("use one of the two.")
 
 
 @pytest.mark.parametrize("loss", ["focal", "hybrid"])
@@ -253,13 +288,41 @@ def test_the_best_round_is_not_averaged() -> None:
     assert found == {"average_last": "the best round's model is kept instead; use one of the two."}
 
 
-@pytest.mark.parametrize("patience", [10, 11])
+@pytest.mark.parametrize("patience", [8, 11])
 def test_patience_is_shorter_than_the_study(patience: int) -> None:
     """An early end that cannot come is refused."""
     found = federation_faults_of({"early_stopping": {"patience": patience}})
     assert list(found) == ["early_stopping.patience"]
     assert "10 rounds end before" in found["early_stopping.patience"]
-    Study.parse(values(federation={"early_stopping": {"patience": 9}}))
+    Study.parse(values(federation={"early_stopping": {"patience": 7}}))
+    assert "use 7 or less" in found["early_stopping.patience"]
+    assert "patience" in next(iter(federation_faults_of({"early_stopping": {}})))
+
+
+@pytest.mark.parametrize(
+    ("training", "begins"),
+    [
+        ({"phases": [{"rounds": 2, "train": "head"}, {"rounds": 1, "train": "last:1"}]}, 4),
+        ({"unfreeze_every": 2, "train": "last:2"}, 5),
+        ({"unfreeze_every": 3}, 4),  # a backbone has one stage at least
+    ],
+)
+def test_patience_counts_from_the_last_phase_on(training: dict[str, Any], begins: int) -> None:
+    """What comes before it ends no study, so an early end needs as many rounds more."""
+    most = 7 - (begins - 1)
+    given = {"training": training}
+    found = federation_faults_of({"early_stopping": {"patience": most + 1}}, **given)
+    assert f"begins with round {begins}; use {most} or less" in found["early_stopping.patience"]
+    Study.parse(values(federation={"early_stopping": {"patience": most}}, **given))
+
+
+def test_local_normalisation_needs_a_backbone_that_trains() -> None:
+    """With the heads alone it would be the average that every site has, in silence."""
+    local = {"name": "test_resnet", "normalisation": "local"}
+    found = faults_of(values(backbone=local, training={"train": "head"}))
+    assert list(found) == ["backbone.normalisation"]
+    assert "let a part of the backbone train" in found["backbone.normalisation"]
+    Study.parse(values(backbone=local, training={"train": "last:1"}))
 
 
 def test_personal_heads_need_something_shared() -> None:
@@ -379,3 +442,27 @@ def test_features_that_cannot_be_made_alike_are_refused(
     found = training_faults_of(training, **sections)
     assert list(found) == [key]
     assert words in found[key]
+
+
+@pytest.mark.parametrize("phases", [5, True, 1e308, "head", {"train": "head"}, [[]]])
+@pytest.mark.parametrize("views", [0, 4])
+def test_phases_that_are_none_are_told(phases: Any, views: int) -> None:
+    """Whatever stands in their place, with and without views, is a fault of the study file."""
+    assert any(
+        key.startswith("phases") for key in training_faults_of({"phases": phases, "views": views})
+    )
+
+
+@pytest.mark.parametrize("key", ["anchor_weight", "backbone_lr", "momentum"])
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_a_number_of_any_length_is_told(key: str, value: int) -> None:
+    """An integer that no number of the machine holds is a fault of its key."""
+    training = {"optimizer": "sgd", "anchor_weight": 0.1, key: value}
+    assert key in training_faults_of(training)
+
+
+@pytest.mark.parametrize("period", [1e-307, 0.009, 100_001])
+def test_a_period_is_of_a_length_that_rounds_can_have(period: float) -> None:
+    """One that no count of periods would be finite for is refused before any training."""
+    found = training_faults_of({"schedule": {"kind": "restarts", "period": period}})
+    assert list(found) == ["schedule.period"]

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from common import metrics, metrics_wire
 from common.arrays import Array
 from common.errors import OutputError
+from common.layout import Layout
 from common.messages import Order, Reply
 from common.study import Study
 from server import endings, scores
@@ -128,6 +129,53 @@ def test_a_study_that_goes_on_gaining_has_all_its_rounds(
     assert outcome.records[-1].stopped == ""
 
 
+@pytest.mark.parametrize(
+    ("training", "stages", "last"),
+    [
+        ({}, 0, 5),
+        ({"phases": [{"rounds": 5, "train": "head"}]}, 0, 10),
+        ({"unfreeze_every": 2, "train": "last:2"}, 9, 9),
+        ({"unfreeze_every": 2}, 3, 11),
+    ],
+)
+def test_no_phase_before_the_last_one_ends_a_study(
+    training: dict[str, Any], stages: int, last: int, make_small_study: Make
+) -> None:
+    """Of flat scores the patience counts from the first round that trains all: here it is 3.
+
+    The model of round ``last - 4`` is the first of the last phase. Three more that are no better
+    are known after round ``last``.
+    """
+    values = make_small_study(rounds=30, early_stopping={"patience": 3}).model_dump(
+        exclude_none=True, mode="json"
+    )
+    backbone = {"name": "test_resnet", "weights": "start.safetensors"}
+    study = Study.parse(values | {"training": training, "backbone": backbone})
+    layout = Layout({}, (), (), stages=stages)
+    records = [
+        RoundRecord(n, n - 1, trained=True, combined=True, score=0.5 if n > 1 else None)
+        for n in range(1, 31)
+    ]
+    found = [endings.stopped(study, layout, records[:n]) for n in range(1, 31)]
+    assert [n for n, said in enumerate(found, 1) if said] == list(range(last, 30))
+    assert found[last - 1].startswith(
+        f"Stopped early after round {last} of 30: the validation AUROC of round {last - 4}, 0.5000"
+    )
+
+
+def test_a_rise_within_the_last_phase_counts_from_its_own_beginning(
+    make_small_study: Make, play: Make, tmp_path: Path
+) -> None:
+    """Scores that fall as all layers begin to train, and then rise, end no study."""
+    values = make_small_study(rounds=8, early_stopping=STOPPING).model_dump(exclude_none=True)
+    phases = [{"rounds": 2, "train": "head"}]
+    backbone = {"name": "test_resnet", "weights": "start.safetensors", "image_size": 32}
+    study = Study.parse(values | {"training": {"phases": phases}, "backbone": backbone})
+    outcome = play(study, tmp_path, (0.0, 1.0, 1.0, 0.25, 0.5, 0.75, 0.5, 0.5, 0.5))
+    assert [record.round for record in outcome.records] == [*range(1, 10)]
+    assert outcome.records[-1].stopped == ""
+
+
 def test_the_best_model_takes_the_place_of_the_last(
     make_small_study: Make, play: Make, tmp_path: Path
 ) -> None:
@@ -204,24 +252,6 @@ def test_the_average_is_numpys_mean_of_the_last_models(
     assert not list(tmp_path.glob("model-*"))
 
 
-def test_a_mean_is_of_sixty_four_bits() -> None:
-    """Sums do not lose what single precision would; other types and arrays are left alone."""
-    rng = np.random.default_rng(1)
-    models: list[dict[str, Array]] = [
-        {
-            "w": (rng.normal(size=1000) * 1e4).astype(np.float32),
-            "n": np.array(i),
-            "o": rng.random(3),
-        }
-        for i in range(50)
-    ]
-    found = endings.mean_of(models, ["w", "n"])
-    stacked = np.stack([model["w"] for model in models])
-    assert np.array_equal(found["w"], stacked.mean(axis=0, dtype=float).astype(np.float32))
-    assert int(found["n"]) == 49
-    assert found["o"] is models[-1]["o"]
-
-
 def test_a_study_that_stops_early_averages_the_rounds_that_it_had(
     make_small_study: Make, play: Make, tmp_path: Path
 ) -> None:
@@ -245,7 +275,7 @@ def test_a_study_that_stops_early_averages_the_rounds_that_it_had(
         ({}, 0),
         ({"keep": "best"}, 1),
         ({"average_last": 3}, 2),
-        ({"average_last": 3, "early_stopping": {"patience": 7}}, 2),
+        ({"average_last": 3, "early_stopping": {"patience": 5}}, 2),
     ],
 )
 def test_only_what_may_be_needed_lies_on_the_disk(

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from common.arrays import digest
 from common.errors import FederationError, OutputError, WeightsError
 from common.files import sha256_of
+from common.layout import votes_name
 from common.models import build_model
 from common.study import Study
 from common.weights import take
@@ -185,11 +186,14 @@ def test_an_ensemble_is_exported_as_any_network(folder: StudyFolder, tmp_path: P
     values = Study.load(folder.study_file).model_dump(mode="json", exclude_none=True)
     values["backbone"] |= {"name": "test_resnet", "image_size": 32}
     own = {"name": "test_vit", "weights": str(tmp_path / "private" / "vit.safetensors")}
+    values["federation"] |= {"votes": "validation"}
     study = Study.parse(values | {"name": "voted", "ensemble": [{}, own]})
     found = create(init_folder(tmp_path / "d", "trial", "127.0.0.1:21001"), study)
     model = build_model(study)
-    save_model(found.path, take(model, model.state_dict()), {"round": "2"})
+    weighed = {votes_name(task): np.array([0.875, 0.125], np.float32) for task in study.tasks}
+    save_model(found.path, take(model, model.state_dict()) | weighed, {"round": "2"})
     card = export(found, tmp_path / "out", onnx=True)
+    assert card["votes"] == {task: [0.875, 0.125] for task in study.tasks}
     assert card["backbone"] == "ensemble of test_resnet, test_vit"
     assert card["onnx"]["largest_difference"] <= 1e-4
     assert "test_vit: the file vit.safetensors" in card["weights"]["source"]

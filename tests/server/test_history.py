@@ -26,7 +26,7 @@ KEYS = [
     "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
     "central_privacy", "audit_heads", "audit_faults",
     "each_image",
-    "declared", "score", "lowered", "averaged", "stopped",
+    "declared", "score", "lowered", "averaged", "stopped", "votes",
 ]  # fmt: skip
 
 

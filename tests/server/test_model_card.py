@@ -120,6 +120,18 @@ def test_the_card_says_how_the_study_ended(records: list[RoundRecord]) -> None:
     assert "- The model is the mean of those after rounds 1 to 2.\n" in told
 
 
+def test_the_card_says_what_members_weigh(records: list[RoundRecord]) -> None:
+    """By task, under the names of the networks; it says so where they weigh the same."""
+    ensemble = [{}, {"name": "test_vit"}]
+    study = make_study(ensemble=ensemble, federation={"votes": "validation"})
+    card = card_of(study, records)
+    assert "networks weigh" not in markdown(card, study)
+    told = markdown(card | {"votes": {"lung": [0.75, 0.25]}}, study)
+    assert "the networks weigh test_resnet 0.750, test_vit 0.250.\n" in told
+    told = markdown(card | {"votes": {"lung": [0.5, 0.5]}}, study)
+    assert "weigh test_resnet 0.500, test_vit 0.500, the same: no scores of theirs" in told
+
+
 def test_figures_stand_with_their_intervals(records: list[RoundRecord]) -> None:
     """All sites and each site have a row; a figure that is undefined is a dash."""
     study = make_study()

@@ -150,14 +150,14 @@ def test_killed_at_any_moment_the_study_ends_as_if_it_had_not_been(
     """Whichever moment it dies at, the next coordinator ends with the same bytes.
 
     Each round is in the history once, with every site's reply counted once. The strategies share
-    the moments among them: each takes every fourth.
+    the moments among them: each takes every fifth.
     """
     study = make_small_study(strategy=strategy)
     whole = tmp_path / "whole"
     coordinator(study, whole)
     expected = [told(line) for line in lines_of(whole)]
     died = 0
-    for fatal in range(1 + STRATEGIES.index(strategy) % 4, 1000, 4):
+    for fatal in range(1 + STRATEGIES.index(strategy), 1000, 5):
         folder = tmp_path / str(fatal)
         if not in_a_process_that_dies(coordinator, study, folder, fatal):
             break
@@ -177,14 +177,14 @@ def test_killed_at_any_moment_a_study_ends_after_the_same_round_with_the_same_mo
 ) -> None:
     """Whether it stops early, or ends with its best model or an average, is as undisturbed.
 
-    Each way to end takes every fifth moment.
+    Each way to end takes every eighth moment.
     """
     study, whole = make_small_study(**ENDINGS[ending]), tmp_path / "whole"
     coordinator(study, whole)
     expected = [told(line) for line in lines_of(whole)]
     combined = [line for line in expected if line["combined"]]
     assert ("early" in ending) == (expected[-1]["stopped"] != "") == (len(combined) < study.rounds)
-    for fatal in range(1 + list(ENDINGS).index(ending), 1000, 5):
+    for fatal in range(1 + 2 * list(ENDINGS).index(ending), 1000, 8):
         folder = tmp_path / str(fatal)
         if not in_a_process_that_dies(coordinator, study, folder, fatal):
             break
@@ -200,13 +200,13 @@ def test_killed_at_any_moment_a_study_ends_after_the_same_round_with_the_same_mo
 def test_killed_over_and_over_the_study_comes_to_its_end(
     coordinator: Make, make_small_study: Make, tmp_path: Path
 ) -> None:
-    """One coordinator after the other dies, each a moment later than the one before."""
+    """One coordinator after the other dies, each two moments later than the one before."""
     study = make_small_study(strategy="fedadam")
     coordinator(study, tmp_path / "whole")
     folder = tmp_path / "killed"
     fatal = 1
     while in_a_process_that_dies(coordinator, study, folder, fatal):
-        fatal += 1
+        fatal += 2
     assert fatal > 15
     assert (folder / MODEL).read_bytes() == (tmp_path / "whole" / MODEL).read_bytes()
     found = [told(line) for line in lines_of(folder)]

@@ -48,37 +48,40 @@ def test_of_a_loss_less_is_better(make_small_study: Make) -> None:
     assert scores.score_of(make_small_study(), tasks) == 0.9
 
 
+def test_means_over_other_tasks_are_not_compared(make_study: Make) -> None:
+    """A round without a task's figure has no say, however good the others are; nor ends a study."""
+    values = make_study().model_dump(exclude_none=True) | {"rounds": 9}
+    ending = {"keep": "best", "early_stopping": {"patience": 3}}
+    study = Study.parse(values | {"federation": values["federation"] | ending})
+    easy, hard = (0.9, 0.9, 0.93, 0.95, 0.95), (0.6, None, 0.7, 0.75, 0.8)
+    records = history_of([None, *(0.0 for _ in easy)])
+    for record, one, other in zip(records[1:], easy, hard, strict=True):
+        record.tasks = {"a": {"validation": told(one)}}
+        record.tasks |= {} if other is None else {"b": {"validation": told(other)}}
+        record.score = scores.score_of(study, record.tasks)
+    assert records[2].score == 0.9
+    assert list(scores.of_rounds(study, records)) == [1, 3, 4, 5]
+    assert scores.best_round(study, records) == 5
+    # Of the first rounds alone the easy task is all that is known of.
+    early = [records[0], records[2]]
+    assert list(scores.of_rounds(study, early)) == [2]
+
+
 def test_where_patients_have_several_images_each_counts_once(make_study: Make) -> None:
     """The figures of patients are taken before those of their images."""
     tasks = {"ct": {"validation": {**told(0.9), "patients": told(0.7)}}}
     assert scores.score_of(make_study(), tasks) == 0.7
 
 
-def test_scores_are_of_trained_models_that_enough_sites_measured() -> None:
+def test_scores_are_of_trained_models_that_enough_sites_measured(make_study: Make) -> None:
     """The initial model, rounds that were not combined, and rounds without figures have none."""
     records = history_of([0.9, 0.6, None, 0.7])
     failed = RoundRecord(3, 2, trained=True, score=0.99)
     last = RoundRecord(5, 4, trained=False, answered=["a", "b"], score=0.8)
-    assert scores.of_rounds([*records[:2], failed, *records[2:], last]) == {1: 0.6, 3: 0.7}
-
-
-@pytest.mark.parametrize(
-    ("found", "least_gain", "expected"),
-    [
-        ([], 0.0, (0, 0)),
-        ([0.5], 0.0, (1, 0)),
-        ([0.5, 0.5, 0.5], 0.0, (1, 2)),
-        ([0.5, 0.4, 0.6, 0.55], 0.0, (3, 1)),
-        ([0.5, 0.54, 0.58, 0.62], 0.1, (4, 0)),  # gains add up until they are large enough
-        ([0.5, 0.54, 0.58], 0.1, (1, 2)),
-        ([-0.7, -0.6, -0.65], 0.0, (2, 1)),
-    ],
-)
-def test_a_gain_is_what_lies_above_the_last_one(
-    found: list[float], least_gain: float, expected: tuple[int, int]
-) -> None:
-    """The round of the last gain, and the rounds since; a tie is no gain."""
-    assert scores.standing(dict(enumerate(found, 1)), least_gain) == expected
+    assert scores.of_rounds(make_study(), [*records[:2], failed, *records[2:], last]) == {
+        1: 0.6,
+        3: 0.7,
+    }
 
 
 def test_the_best_round_is_the_first_of_equals(make_small_study: Make) -> None:
@@ -98,7 +101,8 @@ def test_the_last_model_counts_once_enough_sites_have_measured_it(make_small_stu
 
 
 def plateau_of(make_study: Make, patience: int) -> Study:
-    study: Study = make_study(training={"schedule": {"kind": "plateau", "patience": patience}})
+    schedule = {"kind": "plateau", "patience": patience}
+    study: Study = make_study(rounds=50, training={"schedule": schedule})
     return study
 
 

@@ -62,7 +62,7 @@ def test_an_ensemble_goes_the_way_of_any_network(
     )
     backbone = {"weights": str(weights)} | sections.pop("backbone", {})
     ensemble = [{}, {"name": "test_efficientnet", "weights": str(other)}]
-    study = study_of("spots", rounds=3, backbone=backbone, ensemble=ensemble, **sections)
+    study = study_of("spots", rounds=2, backbone=backbone, ensemble=ensemble, **sections)
     hospitals = find_hospitals(small)[:2]
     for name in ("one", "two"):
         outcome = played(study, hospitals, tmp_path / name).outcome

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from common.errors import MissingFolderError, StudyError
+from common.errors import FederationError, MissingFolderError, StudyError
 from common.study import Study
-from simulations import lab, lab_rows
+from simulations import lab, lab_reading, lab_rows
 from simulations.lab import LABS, Lab, Loaded, changed
+from simulations.lab_networks import with_networks
 
 NAMED = ("federated", "rare-disease", "small-sample", "strategies", "transfer-gain")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "lab.md"
@@ -35,7 +36,7 @@ def lab_of(tmp_path: Path) -> LabOf:
         whole = {"name": "a-lab", "study": BASE, "hospitals": {"folder": "h"}} | values
         file = tmp_path / "lab.toml"
         file.write_text(toml(whole), encoding="utf-8")
-        return lab.load(file, quick=quickly, weights=weights)
+        return lab_reading.load(file, quick=quickly, weights=weights)
 
     return make
 
@@ -126,19 +127,72 @@ def test_every_fault_is_listed_at_once(lab_of: LabOf) -> None:
     assert "Remedy:" in told
 
 
-def test_faults_of_rows_are_listed_with_the_row(lab_of: LabOf) -> None:
-    """A key that a study does not have is a fault; what all rows have wrong is told once."""
-    loaded = lab_of(
-        study=changed(BASE, {"rounds": 0}),
-        rows={
-            "one": {"study": {"training.trian": "head"}},
-            "two": {"study": {"federation.quorum": "many"}},
-            "three": {"study": {"seed": 3, "tasks.spots.classes": ["a", "b"]}},
-            "four": {"kind": "vote", "of": ["nobody*"]},
-        },
+def test_the_rows_studies_are_looked_at_beside_other_faults(lab_of: LabOf) -> None:
+    """What is wrong elsewhere in the lab hides no fault of a row, nor one of the base study."""
+    with pytest.raises(StudyError) as caught:
+        lab_of(
+            seeds=[1, 1],
+            hospitals={"phantoms": {"pacients": 3}},
+            study=changed(BASE, {"backbone.image_sise": 64}),
+            rows={
+                "one": {"study": {"training.trian": "head"}},
+                "two": {"kind": "vote", "of": ["nobody"]},
+            },
+        )
+    told = str(caught.value)
+    for where in (
+        "seeds:", "hospitals.phantoms.pacients:", "study.backbone.image_sise:",
+        "rows.one: training.trian:", "rows.two.of:",
+    ):  # fmt: skip
+        assert f"- {where}" in told, where
+    assert "has 5 faults" in told
+
+
+@pytest.mark.parametrize("part", ["rows", "grid"])
+def test_a_row_that_is_wrong_itself_brings_no_second_fault(part: str, lab_of: LabOf) -> None:
+    """A vote of a row that could not be read is not told to be of nobody."""
+    wrong: dict[str, Any] = {"rows": {"one": {"kind": "nothing"}}, "grid": {"training.loss": 3}}
+    rows = {"one": {}, "two": {}, "voted": {"kind": "vote", "of": ["* / one", "one"]}}
+    given = (
+        {"rows": rows | wrong["rows"]} if part == "rows" else {"rows": rows, "grid": wrong[part]}
     )
     with pytest.raises(StudyError) as caught:
-        lab_rows.lines(loaded)
+        lab_of(**given)
+    assert all(f"- {part}." in line for line in caught.value.message.splitlines()[1:])
+
+
+def test_a_base_study_that_is_missing_is_one_fault_of_several(lab_of: LabOf) -> None:
+    """Alone it is an error of its own; beside others it is listed with them."""
+    with pytest.raises(StudyError, match=r"no-study\.toml"):
+        lab_of(study="no-study.toml", rows={"one": {}})
+    with pytest.raises(StudyError) as caught:
+        lab_of(study="no-study.toml", rows={"one": {}}, seeds=[1, 1])
+    assert "- seeds:" in caught.value.message
+    assert "- study: " in caught.value.message
+
+
+def test_a_row_that_contradicts_itself_is_no_fault_beside_a_slip(lab_of: LabOf) -> None:
+    """With a wrong key in the base study only that is told: the row would stand in the table."""
+    soft = {"study": {"training.loss": "focal", "training.label_smoothing": 0.1}}
+    with pytest.raises(StudyError) as caught:
+        lab_of(study=changed(BASE, {"rounds": 0}), rows={"plain": {}, "soft": soft})
+    assert caught.value.message.count("\n  - ") == 1
+    _, found = lab_rows.lines(lab_of(rows={"plain": {}, "soft": soft}))
+    assert "softened labels" in found.reason
+
+
+def test_faults_of_rows_are_listed_with_the_row(lab_of: LabOf) -> None:
+    """A key that a study does not have is a fault; what all rows have wrong is told once."""
+    with pytest.raises(StudyError) as caught:
+        lab_of(
+            study=changed(BASE, {"rounds": 0}),
+            rows={
+                "one": {"study": {"training.trian": "head"}},
+                "two": {"study": {"federation.quorum": "many"}},
+                "three": {"study": {"seed": 3, "tasks.spots.classes": ["a", "b"]}},
+                "four": {"kind": "vote", "of": ["nobody*"]},
+            },
+        )
     told = str(caught.value)
     for text in (
         "study.rounds:", "rows.one: training.trian:", "rows.two: federation.quorum:",
@@ -160,14 +214,13 @@ def test_what_cannot_apply_is_a_line_with_its_reason(lab_of: LabOf) -> None:
 def test_a_lab_of_which_nothing_applies_is_refused(lab_of: LabOf) -> None:
     """Where every row contradicts itself, the file is at fault."""
     with pytest.raises(StudyError, match="random backbone"):
-        lab_rows.lines(lab_of(grid={"training.train": ["head", "last:1"]}))
+        lab_of(grid={"training.train": ["head", "last:1"]})
 
 
 def test_two_rows_of_one_name_are_refused(lab_of: LabOf) -> None:
     """A table could not tell them apart."""
     with pytest.raises(StudyError, match="two are called focal"):
-        lab_rows.lines(lab_of(grid={"training.loss": ["focal"]}, rows={
-            "focal": {"grid": False}, "": {}}))  # fmt: skip
+        lab_of(grid={"training.loss": ["focal"]}, rows={"focal": {"grid": False}, "": {}})
 
 
 def test_quick_puts_its_keys_in_place(lab_of: LabOf) -> None:
@@ -230,7 +283,7 @@ def test_weights_are_found_by_the_backbones_name(lab_of: LabOf, tmp_path: Path) 
     found = [line.study.backbone.weights for line in lab_rows.lines(loaded) if line.study]
     assert [Path(name).stem for name in found] == ["resnet18", "resnet180", "pretrained"]
     with pytest.raises(MissingFolderError):
-        lab_rows.lines(lab_of(study=study, weights=tmp_path / "no", rows={"one": {}}))
+        lab_of(study=study, weights=tmp_path / "no", rows={"one": {}})
 
 
 def test_each_member_of_an_ensemble_finds_its_weights(lab_of: LabOf, tmp_path: Path) -> None:
@@ -256,7 +309,7 @@ def test_each_member_of_an_ensemble_finds_its_weights(lab_of: LabOf, tmp_path: P
 @pytest.mark.parametrize("name", NAMED)
 def test_named_labs_are_valid(name: str, *, quick: bool) -> None:
     """Every named lab can be read in both forms, and each row of the quick one applies."""
-    found = lab_rows.lines(lab.load(lab.find_lab(name), quick=quick))
+    found = lab_rows.lines(lab_reading.load(lab.find_lab(name), quick=quick))
     assert not quick or [line.reason for line in found if line.reason] == []
     assert any(isinstance(line.study, Study) for line in found)
 
@@ -267,6 +320,51 @@ def test_the_named_labs_are_those_told_of() -> None:
     assert all(f"`{name}`" in PAGE.read_text(encoding="utf-8") for name in NAMED)
     assert lab.find_lab("federated").is_file()
     assert lab.find_lab("mine.toml") == Path("mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("rare-diseases", "rare-disease"), ("strategy", "strategies"), ("x", "")]
+)
+def test_a_name_of_no_lab_is_told_what_there_is(name: str, meant: str) -> None:
+    """The nearest name is asked about, and all are listed; a path of a file is taken as it is."""
+    with pytest.raises(StudyError, match=f"There is no lab {name}") as refused:
+        lab.find_lab(name)
+    assert (f"Did you mean {meant}?" in refused.value.remedy) == bool(meant)
+    assert all(known in refused.value.remedy for known in NAMED)
+    assert lab.find_lab(str(PAGE)) == PAGE
+
+
+def test_a_network_that_cannot_be_built_is_told_before_anything_is_trained(lab_of: LabOf) -> None:
+    """Its row has the reason, as it would after a training; the others stay as they are."""
+    names = ["lenet5", "test_resnet", "no_such_network"]
+    planned = lab_rows.lines(
+        lab_of(
+            grid={"backbone.name": names},
+            study=changed(BASE, {"training.layer_decay": 0.5}),
+            rows={"FedAvg": {}, "one": {"kind": "pooled"}, "all": {"kind": "vote", "of": ["*"]}},
+        )
+    )
+    assert not any(line.reason for line in planned)
+    told: list[str] = []
+    found = with_networks(planned, told.append)
+    assert [line.name for line in found] == [line.name for line in planned]
+    reasons = {line.name: line.reason for line in found if line.reason}
+    assert [text.split(" cannot apply: ")[0] for text in told] == list(reasons)
+    assert list(reasons) == [f"{name} / {row}" for row in ("FedAvg", "one") for name in names[::2]]
+    assert reasons["lenet5 / one"].startswith("StudyError: lenet5 cannot be trained as")
+    assert reasons["no_such_network / one"].startswith("UnknownBackboneError: ")
+    assert [line.study is None for line in found] == [True, False, True] * 2 + [True]
+    with pytest.raises(FederationError, match="lenet5 / FedAvg: StudyError"):
+        with_networks(found[:1], told.append)
+
+
+def test_handcrafted_features_need_no_network(lab_of: LabOf) -> None:
+    """Of a backbone that there is not, only the size of its images counts for such a row."""
+    row = {"kind": "classical", "features": "handcrafted", "classifier": "svm"}
+    planned = lab_rows.lines(
+        lab_of(study=changed(BASE, {"backbone.name": "no_such_network"}), rows={"one": row})
+    )
+    assert with_networks(planned, pytest.fail) == planned
 
 
 def test_every_key_has_a_row_with_its_default() -> None:

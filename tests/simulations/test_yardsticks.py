@@ -15,6 +15,7 @@ from client.alone import train_alone
 from client.config import SiteConfig
 from client.dataset import Images
 from client.evaluate import logits_of
+from client.own_rounds import train_rounds
 from client.site import Site
 from common.metrics import METRICS
 from common.models import FederatedModel
@@ -85,13 +86,12 @@ def test_pooled_makes_the_steps_of_all_sites(finished: Path, long_study: Study) 
     study = long_study
     sites = sites_of(finished.parent / "hospitals")
     parts = [yardsticks._images(study, site, "train") for site in sites]
-    steps = [yardsticks._steps(study, part) for part in parts]
-    images = yardsticks._merged(parts)
-    start = initial_model(study).model
-    model = yardsticks._trained_on_all(study, start, images, sum(steps), CPU)
+    patients, model = yardsticks.pooled_patients(study, sites), initial_model(study).model
+    assert train_rounds(model, patients, study, device=CPU).rounds == study.rounds
     alone = [counted_steps(trained_alone(study, site)) for site in sites]
-    assert counted_steps(model) == sum(alone) == study.rounds * sum(steps)
-    assert {task: len(part) for task, part in images.items()} == {
+    assert patients.steps is not None
+    assert counted_steps(model) == sum(alone) == study.rounds * patients.steps
+    assert {task: len(part) for task, part in patients.train.items()} == {
         task: sum(len(part[task]) for part in parts if task in part) for task in study.tasks
     }
 

@@ -1,0 +1,43 @@
+"""How each member of an ensemble does by itself, of which the members' votes are made."""
+
+import torch
+
+from client.evaluate import logits_apart, measured
+from client.prepared import Prepared
+from client.suppression import Key
+from common import metrics, metrics_wire
+from common.arrays import Array
+from common.held_out import members_of
+from common.messages import Order
+
+
+def member_states(
+    prepared: Prepared, order: Order, *, device: torch.device
+) -> dict[Key, dict[str, Array]]:
+    """Measure each member on every task's validation patients, where the order asks for that.
+
+    There is one state for each: of patients where some have several images, else of images. It
+    tells what a score needs, and no sums beyond.
+
+    Args:
+        prepared: The study, its model as the order has it.
+        order: What is asked.
+        device: Where the arithmetic runs.
+    """
+    study, result = prepared.study, {}
+    names = members_of(study) if order.kind == "evaluate" else ()
+    for task, data in prepared.tasks.items() if names else ():
+        images = data.splits["validation"]
+        said_MNK = logits_apart(
+            prepared.model,
+            images,
+            task,
+            device=device,
+            features=prepared.features.in_round(order.round),
+            adapted=study.evaluation.adapted,
+        )
+        for name, said_NK in zip(names, said_MNK, strict=True):
+            found = measured(said_NK, images, study.tasks[task])
+            state = found.of_images if found.of_patients is None else found.of_patients
+            result[task, name] = metrics_wire.to_arrays(metrics.untold(state))
+    return result

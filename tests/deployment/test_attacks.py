@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -739,6 +740,8 @@ def test_a_secret_that_lies_about_is_found(
     open_file.chmod(0o640)
     secrets[open_file] = [b"y" * 32]
     with subprocess.Popen(["sleep", "60", "--", "0"], env={"KEY": order_key.decode()}) as process:
+        while not Path(f"/proc/{process.pid}/environ").read_bytes():
+            time.sleep(0.01)  # the kernel closes the pipe that Popen waits for a little earlier
         found = exposed(secrets, [tmp_path], process.pid)
         process.kill()
     assert found == [

@@ -391,9 +391,12 @@ def test_a_lab_that_is_interrupted_says_that_it_goes_on(done: Path, tmp_path: Pa
     (tmp_path / "lab.toml").write_text(LAB, encoding="utf-8")
     words = ["compare", tmp_path / "lab.toml", "--out", tmp_path / "out", "--threads", "1"]
     script = Path(sys.executable).with_name("rarefed-sim")
+    # Where the tests run in the background SIGINT is ignored, and by the programs they start too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [script, *words], start_new_session=True, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     while not list(tmp_path.glob("out/trainings/*")):
         assert process.poll() is None
         time.sleep(0.05)

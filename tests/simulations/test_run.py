@@ -41,7 +41,7 @@ HISTORY_KEYS = {
     "round", "model_round", "trained", "combined", "asked", "answered", "refused", "silent",
     "late", "resent", "joined", "tasks", "training", "bytes", "seconds",
     "central_privacy", "audit_heads", "audit_faults", "each_image", "declared",
-    "score", "lowered", "averaged", "stopped",
+    "score", "lowered", "averaged", "stopped", "votes",
 }  # fmt: skip
 
 

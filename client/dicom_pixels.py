@@ -81,7 +81,8 @@ def _decoder(dataset: Dataset) -> Decoder:
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         return get_decoder(syntax)
-    except NotImplementedError as error:  # pydicom's word for a syntax that it has no decoder of
+    # pydicom raises this for a syntax that it has no decoder of; nothing is left undone here.
+    except NotImplementedError as error:
         raise ImageError(
             f"this version cannot decode the transfer syntax {syntax.name} ({syntax})",
             remedy="Export it uncompressed (Explicit VR Little Endian), for example with gdcmconv.",

@@ -1,5 +1,7 @@
 """Every error that rarefed raises on purpose, with its exit code.
 
+The tree is one file, longer than others, so that no two errors share a code and each has its place.
+
     RarefedError                      1
     ├── StudyError                   10  the study file is wrong
     ├── UnknownBackboneError         11  no library knows the backbone

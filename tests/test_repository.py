@@ -16,6 +16,7 @@ PRODUCT = [
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 LONGEST_FILE = 350
 
+# What the tests below forbid, and the only place where these names stand.
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MOCKS = {"mock", "pytest_mock", "unittest.mock"}
 PICKLING_CALLS = {"torch.load", "torch.save", "pandas.read_pickle"}

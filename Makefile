@@ -62,7 +62,7 @@ lock: $(UV) ## Resolve the dependencies of pyproject.toml anew into requirements
 	$(UV) pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--all-extras pyproject.toml --quiet -o requirements.lock --custom-compile-command "make lock"
 
-clean: ## Remove .venv, caches and the demo's results
+clean: ## Remove .venv, caches and the results of demo and rehearsal
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist demo rehearsal
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

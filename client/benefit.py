@@ -41,7 +41,7 @@ class Benefit:
 def compare(
     config: SiteConfig,
     study: Study,
-    named: Mapping[str, FederatedModel],
+    networks: Mapping[str, FederatedModel],
     name: str,
     data: TaskData,
     device: torch.device,
@@ -54,7 +54,7 @@ def compare(
     Args:
         config: The hospital.
         study: The study.
-        named: The networks on ``device``, by the names of ``Benefit.metrics``.
+        networks: On ``device``, by the names of ``Benefit.metrics``.
         name: The task.
         data: Its images.
         device: Where the arithmetic runs.
@@ -65,12 +65,12 @@ def compare(
     """
     test, task = data.splits["test"], study.tasks[name]
     seed = stream(study.seed, config.name, "bootstrap", name)  # as for the other figures
-    networks = {
+    asked = {
         which: patients_of(study, model, test, name, device=device)
-        for which, model in named.items()
+        for which, model in networks.items()
     }
     ways = {which: patient_cases(said, test, task) for which, said in (classical or {}).items()}
-    cases = networks | ways
+    cases = asked | ways
     pairs = [pair for pair in _PAIRS if set(pair) <= networks.keys()]
     pairs += [(network, way) for way in ways for network in networks]
     return Benefit(

@@ -4,6 +4,8 @@ Nothing of them is kept or sent. Shapes: N training images, M images that are as
 features, K classes.
 """
 
+import shlex
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -19,7 +21,15 @@ from client.final_model import first_model
 from client.handcrafted import handcrafted_features
 from client.out_of_distribution import pooled_features
 from common.classical_names import Way
-from common.errors import DataError, FederationError, OutputError, StudyError
+from common.errors import (
+    DataError,
+    DivergedError,
+    FederationError,
+    OrderError,
+    OutputError,
+    RarefedError,
+    StudyError,
+)
 from common.models import FederatedModel
 from common.seeds import stream
 from common.study import Study
@@ -141,28 +151,57 @@ def ways_at_site(
     Raises:
         OutputError: scikit-image is not installed, and a demanded way needs it.
         StudyError: The study began with a random backbone, whose features one needs.
-        FederationError: The site does not know how the study began, and one needs that.
+        FederationError: The site does not know how the study began, and one needs that. What is
+            wrong with others that are demanded is told in the same error.
     """
     wanted = tuple(dict.fromkeys([*study.evaluation.classical, *demanded]))
     kinds = {RECIPES[way].features for way in demanded}
-    features = {kind: _features(kind, config, study, device) for kind in sorted(kinds)}
-    notes = []
-    for kind in sorted({RECIPES[way].features for way in wanted} - kinds):
+    features: dict[Features, FeaturesOf] = {}
+    faults: dict[Features, RarefedError] = {}
+    for kind in sorted({RECIPES[way].features for way in wanted}):
         try:
             features[kind] = _features(kind, config, study, device)
-        except (OutputError, FederationError) as error:
-            left_out = [way for way in wanted if RECIPES[way].features == kind]
-            notes.append(_note(left_out, error.message))
+        except (OutputError, StudyError, FederationError) as error:
+            faults[kind] = error
+    if kinds & faults.keys():
+        raise _refusal({kind: error for kind, error in faults.items() if kind in kinds}, demanded)
+    notes = tuple(_note(_of(kind, wanted), _words(error)) for kind, error in faults.items())
     names = tuple(way for way in wanted if RECIPES[way].features in features)
-    return Ways(names, features, bool(demanded), tuple(notes))
+    return Ways(names, features, bool(demanded), notes)
 
 
 def _features(kind: Features, config: SiteConfig, study: Study, device: torch.device) -> FeaturesOf:
     if kind == "handcrafted":
-        _check_installed()
+        check_installed()
         return edges_and_textures
     _check_pretrained(study)
     return frozen_features(first_model(config, study, device=device).model, device)
+
+
+def _of(kind: Features, ways: Collection[Way]) -> list[Way]:
+    return [way for way in dict.fromkeys(ways) if RECIPES[way].features == kind]
+
+
+def _refusal(faults: Mapping[Features, RarefedError], demanded: Collection[Way]) -> RarefedError:
+    """Return the error of demanded ways; of several reasons the first one's class, with all."""
+    first, *others = faults.values()
+    if not others:
+        return first
+    lines = [f"  - {', '.join(_of(kind, demanded))}: {e.message}" for kind, e in faults.items()]
+    return type(first)(
+        "Ways that are asked for cannot be fitted:\n" + "\n".join(lines),
+        remedy=" ".join(error.remedy for error in faults.values()),
+    )
+
+
+def _words(error: RarefedError) -> str:
+    """Return an error's message for a page that a clinician looks at: no file stands in it."""
+    if isinstance(error, OrderError):
+        return (
+            "what the site keeps of the study's beginning is damaged; asked for with --classical, "
+            "the way says which file."
+        )
+    return error.message
 
 
 def _note(ways: Collection[Way], why: str) -> str:
@@ -187,7 +226,7 @@ def ask_ways(
 
     Raises:
         DataError: A task has too few training patients for what is demanded.
-        DivergedError: A feature of the backbone is not finite.
+        DivergedError: A feature of the backbone is not finite, and a way is demanded.
     """
     few = _too_few(study, tasks) if ways.names else {}
     if few and ways.demanded:
@@ -199,10 +238,16 @@ def ask_ways(
     found = {}
     for name, data in tasks.items():
         if name in few:
-            why = _note(ways.names, f"no classifier can be fitted to {few[name]}.")
-            found[name] = Said({}, (*ways.notes, why))
-        else:
+            why = f"no two classes have {LEAST_PATIENTS} training patients each."
+            found[name] = Said({}, (*ways.notes, _note(ways.names, why)))
+            continue
+        try:
             found[name] = Said(_ask_task(study, site, name, data, ways, tell), ways.notes)
+        except DivergedError:
+            if ways.demanded:
+                raise
+            why = "a feature of the backbone is not finite."
+            found[name] = Said({}, (*ways.notes, _note(ways.names, why)))
     return found
 
 
@@ -241,12 +286,18 @@ def _patients_by_class(images: Images, classes: Sequence[str]) -> dict[str, int]
     return {label: sum(k == own for own, _ in pairs) for k, label in enumerate(classes)}
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Refuse to compute edges and textures without the package that does.
+
+    Raises:
+        OutputError: It is not installed.
+    """
     if find_spec("skimage") is None:
         raise OutputError(
-            "Edges and textures cannot be computed without scikit-image.",
-            remedy="Install it beside rarefed: pip install scikit-image. Or ask for logistic, "
-            "svm, forest or elm, which do not need it.",
+            "Edges and textures cannot be computed without scikit-image, of rarefed[classical].",
+            remedy="Install the extra into rarefed's own Python: "
+            f"{shlex.quote(sys.executable)} -m pip install 'rarefed[classical]'. Or leave out "
+            f"{Way.HANDCRAFTED_SVM} and {Way.HANDCRAFTED_FOREST}: the other ways do not need it.",
         )
 
 

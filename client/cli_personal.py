@@ -39,8 +39,8 @@ def personalise(
         typer.Option(
             min=1,
             max=1000,
-            help="Rounds of training, each as in the study; by default so many as it says, or "
-            f"{_ROUNDS}.",
+            help="Rounds of training, each as in the study; by default as many as the study says, "
+            f"else {_ROUNDS}.",
         ),
     ] = None,
     as_json: AsJson = False,

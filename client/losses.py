@@ -1,6 +1,7 @@
 """What training minimises. Shapes: B batch, K classes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from common.training import Training
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""From logits (B, K) and class indices (B,) to the mean loss, a scalar."""
+"""From logits (B, K) and class indices (B,) to the mean loss, a scalar, or that of each image."""
 
 
 def make_loss(training: Training, counts: Sequence[int] | None = None) -> Loss:
@@ -20,27 +21,28 @@ def make_loss(training: Training, counts: Sequence[int] | None = None) -> Loss:
         counts: The site's training images of each class of the task, by which ``balanced``
             weighs; None where images never weigh by their class.
     """
-    if counts is not None and training.class_weights == "balanced":
-        return _weighted(training, balanced_weights(counts))
-    if training.loss == "cross_entropy":
+    is_weighted = counts is not None and training.class_weights == "balanced"
+    if training.loss == "cross_entropy" and not is_weighted:
         return nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
-    return lambda logits_BK, labels_B: _of_images(training, logits_BK, labels_B).mean()
+    losses = make_losses(training, counts)
+    # The mean over images, not over their weights as PyTorch's: an image's gradient then does not
+    # depend on which others are in its batch.
+    return lambda logits_BK, labels_B: losses(logits_BK, labels_B).mean()
 
 
-def make_losses(training: Training, counts: Sequence[int]) -> Loss:
+def make_losses(training: Training, counts: Sequence[int] | None = None) -> Loss:
     """Return the study's loss of each image of one task, shape (B,), before any mean.
 
     Args:
         training: Which loss, and whether classes are weighted.
         counts: As ``make_loss``.
     """
-    balanced = training.class_weights == "balanced"
-    weights_K = balanced_weights(counts) if balanced else torch.ones(len(counts))
-
-    def losses(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        return weights_K.to(logits_BK)[labels_B] * _of_images(training, logits_BK, labels_B)
-
-    return losses
+    if counts is None or training.class_weights != "balanced":
+        return partial(_of_images, training)
+    weights_K = balanced_weights(counts)
+    return lambda logits_BK, labels_B: (
+        weights_K.to(logits_BK)[labels_B] * _of_images(training, logits_BK, labels_B)
+    )
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
@@ -53,25 +55,6 @@ def balanced_weights(counts: Sequence[int]) -> Tensor:
     present = int((counts_K > 0).sum())
     weights_K = counts_K.sum() / (present * counts_K.clamp_min(1.0))
     return torch.where(counts_K > 0, weights_K, 0.0).float()
-
-
-def focal_loss(logits_BK: Tensor, labels_B: Tensor, *, gamma: float) -> Tensor:
-    """Return the mean of -(1 - p)^gamma log p of the true class (Lin et al. 2017, equation 4).
-
-    timm's asymmetric loss, with both exponents alike, has the same values, but its gradient is
-    NaN where p rounds to 1 and gamma is below 1.
-    """
-    return _focal(logits_BK, labels_B, gamma).mean()
-
-
-def _weighted(training: Training, weights_K: Tensor) -> Loss:
-    def loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        # Divided by the number of images, not by their weights as PyTorch does: an image's
-        # gradient then does not depend on which others are in its batch.
-        weights_B = weights_K.to(logits_BK)[labels_B]
-        return (weights_B * _of_images(training, logits_BK, labels_B)).mean()
-
-    return loss
 
 
 def _of_images(training: Training, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -87,6 +70,11 @@ def _of_images(training: Training, logits_BK: Tensor, labels_B: Tensor) -> Tenso
 
 
 def _focal(logits_BK: Tensor, labels_B: Tensor, gamma: float) -> Tensor:
+    """Return -(1 - p)^gamma log p of the true class (Lin et al. 2017, equation 4), shape (B,).
+
+    timm's asymmetric loss, with both exponents alike, has the same values, but its gradient is
+    NaN where p rounds to 1 and gamma is below 1.
+    """
     log_p = -F.cross_entropy(logits_BK, labels_B, reduction="none")
     # Kept above 0, where a power below 1 has no finite slope.
     miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)

@@ -3,6 +3,7 @@
 import torch
 
 from client.evaluate import logits_apart, measured
+from client.merged_bins import all_merged
 from client.prepared import Prepared
 from client.suppression import Key
 from common import metrics, metrics_wire
@@ -17,7 +18,9 @@ def member_states(
     """Measure each member on every task's validation patients, where the order asks for that.
 
     There is one state for each: of patients where some have several images, else of images. It
-    tells what a score needs, and no sums beyond.
+    has no sums that single log-odds could be solved from, and histograms only where members are
+    scored by their ranking: those of several networks, and of their mean, can be put together to
+    which score of one belongs to which of another.
 
     Args:
         prepared: The study, its model as the order has it.
@@ -25,6 +28,7 @@ def member_states(
         device: Where the arithmetic runs.
     """
     study, result = prepared.study, {}
+    ranked = study.federation.score == "auroc"
     names = members_of(study) if order.kind == "evaluate" else ()
     for task, data in prepared.tasks.items() if names else ():
         images = data.splits["validation"]
@@ -39,5 +43,6 @@ def member_states(
         for name, said_NK in zip(names, said_MNK, strict=True):
             found = measured(said_NK, images, study.tasks[task])
             state = found.of_images if found.of_patients is None else found.of_patients
-            result[task, name] = metrics_wire.to_arrays(metrics.untold(state))
+            state = metrics.untold(state if ranked else all_merged(state))
+            result[task, name] = metrics_wire.to_arrays(state)
     return result

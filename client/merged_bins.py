@@ -70,6 +70,12 @@ def merged(state: MetricState, least: Least) -> MetricState:
     return replace(state, histogram=lower, histogram_upper=upper, calibration=calibration)
 
 
+def all_merged(state: MetricState) -> MetricState:
+    """Merge all bins of each histogram into one, where no ranking is asked for."""
+    beyond = state.n_images + 1
+    return merged(state, Least(np.full(state.histogram.shape[:2], beyond), beyond))
+
+
 def _spread(histogram: Ints, least: Array) -> tuple[Ints, Ints]:
     """Return the (2, BINS) counts of merged bins, once at their lowest and once at their highest.
 

@@ -41,9 +41,6 @@ class Patients(NamedTuple):
     """Validation images by task, of one site after the other; without any no round has a score."""
     steps: int | None = None
     """Gradient steps in each round; None for those of the study's epochs."""
-    varied_apart: bool = True
-    """Whether images are varied by random numbers of their own, as at a site; else by those that
-    dropout has, too."""
 
 
 class Ended(NamedTuple):
@@ -83,8 +80,8 @@ def train_rounds(
     """
     features = PhaseFeatures(model, study, patients.name, device)
     train_round = _trainer(model, patients, study, features, device)
-    found: dict[int, float] = {}
-    known: dict[int, float] = {}
+    found: dict[int, scores.Figures] = {}
+    known: dict[int, scores.Figures] = {}
     kept: dict[int, dict[str, Array]] = {}
     stages, number = len(model.stages), 0
     while number < study.rounds and scores.stands_still(study, stages, known) is None:
@@ -93,18 +90,18 @@ def train_rounds(
         known = dict(found)  # a coordinator hears of this network with the next round's replies
         if scores.are_needed(study):
             measure = _measurer(model, study, features, form, number, device)
-            score = score_of(measure, patients.validation, study)
-            found |= {} if score is None else {number: score}
+            figures = figures_of(measure, patients.validation, study)
+            found |= {number: figures} if figures else {}
         _keep(kept, model, study, scores.best_of(found), number)
         if progress is not None:
             progress(number)
     return _end(kept, model, study, scores.best_of(found), number)
 
 
-def score_of(
+def figures_of(
     measure: Callable[[str, Images], Measured], validation: Sequence[ByTask], study: Study
-) -> float | None:
-    """Return the validation score of a network, as the coordinator makes it of the sites' sums.
+) -> dict[str, float]:
+    """Return the validation figures of a network, as the coordinator makes them of sites' sums.
 
     Each patient counts once.
 
@@ -114,16 +111,16 @@ def score_of(
         study: Its tasks, and which figure is compared.
 
     Returns:
-        None where no task has patients who define the figure.
+        By task, the higher the better; without the tasks that have no patients who define it.
     """
-    figures = []
+    found: dict[str, float | None] = {}
     for name, task in study.tasks.items():
         parts = [measure(name, own[name]) for own in validation if name in own]
         states = [of.of_images if of.of_patients is None else of.of_patients for of in parts]
         if states:
             told = metrics.compute(metrics.merge(states), task.positive_index)
-            figures.append(told[study.federation.score])
-    return scores.mean_score(study.federation, figures)
+            found[name] = told[study.federation.score]
+    return scores.figures_of(study.federation, found)
 
 
 def _trainer(
@@ -152,7 +149,7 @@ def _trainer(
                 device=device,
                 near=near_of(model, study, initial, kept),
                 features=kept,
-                generator=apart if patients.varied_apart else None,
+                generator=apart,
             )
 
     return train_round

@@ -111,9 +111,12 @@ def personalise(
     tasks = {name: found[name] for name in asked}
     named = {TUNED: _tuned(config, final, tasks, rounds, progress)}
     named |= kept_models(config, study, device).named
-    choices = {
-        name: _choice(config, study, named, name, data, device) for name, data in tasks.items()
-    }
+    before = next(model for which, model in named.items() if which != TUNED)
+    choices = {}
+    for name, data in tasks.items():
+        score = choice_score(study, (named[TUNED], before), name, data, device=device)
+        benefit = compare(config, study, named, name, data, device)
+        choices[name] = TaskChoice(score.better, score, benefit)
     won = [name for name, choice in choices.items() if choice.kept]
     return Personalised(
         format="rarefed-personal-1",
@@ -159,20 +162,7 @@ def _tuned(
     )
 
 
-def _choice(
-    config: SiteConfig,
-    study: Study,
-    named: Mapping[str, FederatedModel],
-    name: str,
-    data: TaskData,
-    device: torch.device,
-) -> TaskChoice:
-    before = next(model for which, model in named.items() if which != TUNED)
-    score = score_of(study, (named[TUNED], before), name, data, device=device)
-    return TaskChoice(score.better, score, compare(config, study, named, name, data, device))
-
-
-def score_of(
+def choice_score(
     study: Study,
     models: tuple[FederatedModel, FederatedModel],
     name: str,

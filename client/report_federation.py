@@ -18,6 +18,8 @@ class Federation(NamedTuple):
     """Rounds of the model that the figures are of."""
     tasks: Mapping[str, Any]
     """Of test patients: ``pooled``, ``per_site``, ``intervals`` and perhaps ``patients``."""
+    sha256: str | None = None
+    """SHA-256 of its arrays; empty where they are not those of the export, None if not known."""
 
 
 def federation_of(folder: Path, study: Study) -> Federation | None:
@@ -35,6 +37,7 @@ def federation_of(folder: Path, study: Study) -> Federation | None:
         StudyMismatchError: The card is one of another study.
     """
     card, history = folder / CARD, folder / HISTORY
+    sha256 = None
     try:
         if card.is_file():
             said = json.loads(card.read_text("utf-8"))
@@ -43,6 +46,7 @@ def federation_of(folder: Path, study: Study) -> Federation | None:
                     f"{card} is of another study.", remedy="Give a folder of export, as it came."
                 )
             number, tasks = said.get("measured_round"), said.get("figures") or {}
+            sha256 = str(said["arrays_sha256"]) if said["measured_same"] else ""
         elif history.is_file():
             lines = [json.loads(line) for line in history.read_text("utf-8").splitlines()]
             last = next((line for line in reversed(lines) if line["tasks"]), None)
@@ -53,7 +57,7 @@ def federation_of(folder: Path, study: Study) -> Federation | None:
         for told in found.values():
             _check(told)
             _check(told.get("patients") or {"pooled": {}})
-        return Federation(int(number), found) if found else None
+        return Federation(int(number), found, sha256) if found else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(
             f"The figures of {folder} cannot be read: {error}.",

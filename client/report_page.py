@@ -16,8 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from client.benefit import Benefit
 from client.bootstrap import Estimate
+from client.evaluation import LocalFigures
 from client.local_figures import Figures, TaskFigures
 from client.report_cases import OUTCOMES
+from client.report_federation import Federation
 from client.report_figures import Chart, charts_of
 from client.report_views import CaseView, Report, TaskView
 from common.files import write_atomic
@@ -158,7 +160,7 @@ def _page(name: str, view: TaskView, report: Report) -> Page:
     together = report.federation
     pooled = together.tasks.get(name) if together else None
     benefit = report.figures.benefit.get(name)
-    other = together is not None and together.model_round != report.figures.model_round
+    other = together is not None and not _is_same_model(together, report.figures)
     return Page(
         name=name,
         view=view,
@@ -171,6 +173,16 @@ def _page(name: str, view: TaskView, report: Report) -> Page:
         attention=((pooled or {}).get("attention") or {}).get("pooled", {}),
         behind=f"{together.model_round}" if together is not None and pooled and other else "",
     )
+
+
+def _is_same_model(together: Federation, figures: LocalFigures) -> bool:
+    """Say whether the figures of all sites are of the model that the page shows.
+
+    A network with the site's own normalisation or heads in it has a digest of its own.
+    """
+    whole = figures.model == "global" and together.sha256 is not None
+    alike = together.sha256 == figures.sha256 if whole else True
+    return alike and together.model_round == figures.model_round
 
 
 def _unit(name: str, figures: Figures, found: TaskFigures) -> Unit:

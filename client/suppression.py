@@ -12,8 +12,11 @@ What is reported, and what could be had from it by subtraction:
   one alone: their number is the difference of two others. Where it is too small the state of
   patients is left out; that of images says no more than it does where it is the only one.
 - The states of an ensemble's members are of the same patients as the state of all of them together
-  that counts each patient once. They leave beside that one or not at all, all or none; as those of
-  several rounds do, they tell how several networks rank the same patients.
+  that counts each patient once. They leave beside that one or not at all, all or none. What the
+  ensemble says of a patient is the mean of what its members say, so histograms of few patients can
+  be put together: which score of one network belongs to which of another, though not whose they
+  are. Merged bins prevent that (``histogram_patients``); where members are scored by their loss,
+  all bins of theirs are merged.
 - Two tasks may be put on the same patients. Where the patients of a class, or of all classes, of
   one task are among those of another, the difference of the two numbers counts the patients that
   the smaller lacks. If these are too few, one of the two states is left out.

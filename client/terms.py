@@ -54,7 +54,6 @@ def terms_of(study: Study, config: SiteConfig) -> dict[str, Any]:
             for one in study.members
         ),
         "image_size": backbone.image_size,
-        "trained_layers": training.train,
         "trained": training_terms.trained(study),
         "stays": training_terms.stays(study),
         "tells_sites_apart": training_terms.aligned(study),

@@ -40,8 +40,6 @@ def _votes_faults(values: dict[str, Any]) -> Iterator[Fault]:
     if federation.get("personal", "none") == "head":
         what = "each site keeps its own heads, which no score of all sites is of"
         yield Fault(where, what, "leave it out, or share the heads")
-    if table(values, "split").get("validation") == 0:
-        yield Fault(where, "no patients are held out for it", "give split.validation a share")
 
 
 def at_member(fault: Fault, values: dict[str, Any], number: int) -> Fault:

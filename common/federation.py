@@ -1,11 +1,43 @@
 """The table ``[federation]`` of a study: how the sites' changes become one model."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from common import study_faults
 from common.section import Positive, Section
+
+STRATEGY_OPTIONS: Mapping[str, Mapping[str, float]] = {
+    "fedavg": {},
+    "fedprox": {"proximal_mu": 0.01},
+    "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
+    "fedadam": {"eta": 1e-3, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    "fedyogi": {"eta": 1e-3, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+    "fedadagrad": {"eta": 1e-3, "tau": 1e-3},
+    "fedmedian": {},
+    "fedtrimmedavg": {"beta": 0.2},
+    "krum": {"num_malicious_nodes": 0.0},
+}
+"""The strategies that a study may name, each with its settings and their defaults."""
+
+OPTION_RANGES: Mapping[str, tuple[float, float]] = {
+    "proximal_mu": (0, 1e6),
+    "server_learning_rate": (1e-9, 1e3),
+    "server_momentum": (0, 1),
+    "eta": (1e-9, 1e3),
+    "beta_1": (0, 1),
+    "beta_2": (0, 1),
+    "tau": (1e-12, 1e3),
+    "beta": (0, 0.5),
+    "num_malicious_nodes": (0, 1000),
+}
+"""Least value of each setting, and the value that it must stay below."""
+
+MEAN_STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+"""Strategies that step along the mean change: all that they make of a noisy mean is as private."""
+
+LEAST_SITES: Mapping[str, int] = {"fedmedian": 3, "fedtrimmedavg": 3, "krum": 3}
+"""Strategies that mean nothing with fewer sites."""
 
 
 class EarlyStopping(Section):
@@ -52,7 +84,7 @@ class Federation(Section):
 
     def option(self, name: str) -> float:
         """Return a setting of the strategy: the study's, else the strategy's default."""
-        return self.options.get(name, study_faults.STRATEGY_OPTIONS[self.strategy][name])
+        return self.options.get(name, STRATEGY_OPTIONS[self.strategy][name])
 
 
 LATER_KEYS = (
@@ -64,6 +96,6 @@ LATER_KEYS = (
 def agreed(federation: Federation) -> dict[str, Any]:
     """Return ``[federation]`` as it counts for a study's digest, all options written out."""
     values, defaults = federation.model_dump(mode="json"), Federation().model_dump(mode="json")
-    options = {**study_faults.STRATEGY_OPTIONS[federation.strategy], **federation.options}
+    options = {**STRATEGY_OPTIONS[federation.strategy], **federation.options}
     kept = {k: v for k, v in values.items() if k not in LATER_KEYS or v != defaults[k]}
     return kept | {"options": options}

@@ -18,16 +18,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import common.plain_networks
 import common.torchvision_models  # noqa: F401 - as above
-from common.backbone_faults import check_backbone
+from common.backbone_faults import (
+    division_faults,
+    normalisation_faults,
+    refuse,
+    stage_faults,
+)
 from common.discriminator import make_discriminator
 from common.ensemble import Colours, MemberHeads, Members
 from common.errors import StudyError, UnknownBackboneError
 from common.seeds import stream
 from common.stages import (
     Stage,
-    check_adapted,
-    check_frozen,
-    check_local,
     freeze_stages,
     joined_stages,
     stages_of,
@@ -136,7 +138,7 @@ def build_model(study: Study) -> FederatedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(study.seed, "backbone"))
         backbone = _create_backbone(study)
-        check_backbone(backbone, study)
+        faults = list(division_faults(backbone, study))
         heads = nn.ModuleDict()
         for name, task in study.tasks.items():
             torch.manual_seed(stream(study.seed, "head", name))
@@ -151,9 +153,8 @@ def build_model(study: Study) -> FederatedModel:
     freeze_stages(backbone, study, stages)
     if study.backbone.normalisation == "frozen":
         backbone = freeze_batch_norm_2d(backbone)
-    check_frozen(backbone, study)
-    check_local(backbone, study)
-    check_adapted(backbone, study)
+    faults += [*stage_faults(study, len(stages)), *normalisation_faults(backbone, study)]
+    refuse(study, faults)
     model = FederatedModel(backbone, heads, study.training.dropout)
     model.mean = study.backbone.mean or model.mean
     model.std = study.backbone.std or model.std

@@ -6,7 +6,6 @@ fewer layers. How wide a word of ``training.train`` is, is counted in stages of 
 
 import re
 
-from common.errors import StudyError
 from common.training import Training
 
 _WORD = re.compile("all|head|last:[1-9][0-9]?")
@@ -49,6 +48,18 @@ def last_phase_begins(training: Training, stages: int) -> int:
     return sum(phase.rounds for phase in training.phases) + 1
 
 
+def last_patience(rounds: int, begins: int = 1) -> int:
+    """Return for how many rounds at most one can wait for a better score, and then act on it.
+
+    A round's score is known in the round after the next: what is measured arrives with it.
+
+    Args:
+        rounds: Of the whole study.
+        begins: The round whose score is the first that counts.
+    """
+    return rounds - 2 - begins
+
+
 def width(train: str, stages: int) -> int:
     """Return how many of a backbone's stages train.
 
@@ -77,24 +88,3 @@ def lies_within(phase: str, train: str) -> bool:
     if train == "all" or phase == "head":
         return True
     return phase != "all" and width(phase, 0) <= width(train, 0)
-
-
-def check_phases(training: Training, backbone: str, stages: int) -> None:
-    """Refuse phases that train more stages than the backbone has before its last one.
-
-    Args:
-        training: How the study trains.
-        backbone: Its name.
-        stages: How many stages it has.
-
-    Raises:
-        StudyError: Names every phase that would freeze nothing.
-    """
-    named = dict.fromkeys(phase.train for phase in training.phases if phase.train != "all")
-    wide = [train for train in named if width(train, stages) >= stages]
-    if wide:
-        raise StudyError(
-            f"{backbone} has {stages} stages; a phase with train = {' or '.join(map(repr, wide))} "
-            "would freeze nothing.",
-            remedy=f"Use train = 'all' there, or last:k with k from 1 to {stages - 1}.",
-        )

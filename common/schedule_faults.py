@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.faults import Fault
+from common.phases import last_patience
 from common.training import Schedule
 
 _DEFAULTS: dict[str, Any] = Schedule().model_dump(mode="json")
@@ -32,18 +33,6 @@ def schedule_faults(schedule: dict[str, Any], rounds: Any) -> Iterator[Fault]:
         yield from _late_faults(schedule, rounds)
 
 
-def last_patience(rounds: int, begins: int = 1) -> int:
-    """Return for how many rounds at most one can wait for a better score, and then act on it.
-
-    A round's score is known in the round after the next: what is measured arrives with it.
-
-    Args:
-        rounds: Of the whole study.
-        begins: The round whose score is the first that counts.
-    """
-    return rounds - 2 - begins
-
-
 def _late_faults(schedule: dict[str, Any], rounds: int) -> Iterator[Fault]:
     """Yield what would happen after the last round alone."""
     kind = schedule.get("kind")
@@ -57,6 +46,6 @@ def _late_faults(schedule: dict[str, Any], rounds: int) -> Iterator[Fault]:
         remedy = f"use {most} or less" if most > 0 else "use another schedule"
         what = f"{rounds} rounds end before {patience} of them are known to bring nothing"
         yield Fault("training.schedule.patience", what, remedy)
-    if isinstance(warmup, int | float) and warmup >= max(rounds, 1):
+    if isinstance(warmup, int | float) and warmup > max(rounds, 1):
         what = f"in {rounds} rounds the rates would never come to what the schedule says"
-        yield Fault("training.schedule.warmup_rounds", what, "make it shorter than the study")
+        yield Fault("training.schedule.warmup_rounds", what, f"use {max(rounds, 1)} or less")

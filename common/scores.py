@@ -3,19 +3,37 @@
 The coordinator decides so of a federation (``server/scores.py``, ``server/endings.py``), a site or
 a simulation of a network whose patients all lie in one place (``client/own_rounds.py``). Scores
 stand by the rounds whose models have them, in the order of the rounds; a round without a score is
-left out. The higher a score the better.
+left out. The higher a score the better. What is decided after a round hangs on no later one.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from common.federation import Federation
 from common.phases import last_phase_begins
 from common.study import Study
 from common.training import Schedule
 
-Scores = Mapping[int, float]
-"""By round, in order."""
+LOST_AFTER = 5
+"""Scored rounds in a row without a task's figure, after which the other tasks decide alone."""
+
+Figures = Mapping[str, float]
+"""Of each task that defines it, the figure that a study compares; the higher the better."""
+Scores = Mapping[int, Figures]
+"""By round, in order; each has the figure of a task at least."""
+
+
+class Standing(NamedTuple):
+    """How the scores stand after a round."""
+
+    best: int = 0
+    """The round of the last gain; 0 without a score."""
+    since: int = 0
+    """How many comparable rounds have been since."""
+    score: float = -math.inf
+    """That round's, over the tasks that are compared."""
 
 
 def are_needed(study: Study) -> bool:
@@ -25,41 +43,65 @@ def are_needed(study: Study) -> bool:
     return ends_by_them or study.training.schedule.kind == "plateau"
 
 
-def mean_score(federation: Federation, figures: Iterable[float | None]) -> float | None:
-    """Return the validation score of a model; None where no task has a figure.
+def figures_of(federation: Federation, told: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the figures of a model that are compared, of the tasks that define theirs.
 
     Args:
-        federation: Which figure is compared; a loss is negated.
-        figures: That figure of each task, on its validation patients; None where undefined.
+        federation: Which figure it is; a loss is negated.
+        told: That figure of each task, on its validation patients; None where undefined.
     """
-    defined = [figure for figure in figures if figure is not None]
-    if not defined:
-        return None
-    mean = math.fsum(defined) / len(defined)
-    return mean if federation.score == "auroc" else -mean
+    sign = 1 if federation.score == "auroc" else -1
+    return {task: sign * figure for task, figure in told.items() if figure is not None}
 
 
-def standing(scores: Scores, least_gain: float) -> tuple[int, int]:
-    """Return the round of the last gain, and how many scored rounds have been since.
+def mean_of_tasks(figures: Iterable[float]) -> float | None:
+    """Return the validation score of a model; None of no figure."""
+    found = list(figures)
+    return math.fsum(found) / len(found) if found else None
+
+
+def standings(scores: Scores, least_gain: float = 0.0) -> Iterator[Standing]:
+    """Yield how the scores stand after each round.
+
+    A round is compared with the one of the last gain, by the mean over the tasks that this one has
+    figures of. Where the only site of one of them did not answer, the mean over the others, perhaps
+    the easier ones, says nothing beside it: such a round is passed over, until ``LOST_AFTER``
+    rounds in a row had no figure of that task. Where a task comes in that had none as long, what
+    was before is left behind.
 
     Args:
         scores: By round, in order.
         least_gain: By how much a score must be above the one of the last gain to be one itself.
-
-    Returns:
-        Two zeros without a score.
     """
-    best, at, since = -math.inf, 0, 0
-    for number, score in scores.items():
-        if score > best + least_gain:
-            best, at, since = score, number, 0
-        else:
-            since += 1
-    return at, since
+    now, best = Standing(), dict[str, float]()
+    lately = deque[set[str]](maxlen=LOST_AFTER)
+    for number, figures in scores.items():
+        comes_in = figures.keys() - best.keys() - set().union(*lately)
+        lately.append(set(figures))
+        tasks = best.keys() & set().union(*lately)
+        if tasks <= figures.keys():
+            before = _mean(best, tasks) if tasks and not comes_in else -math.inf
+            if _mean(figures, tasks or figures.keys()) > before + least_gain:
+                now, best = Standing(number, 0, _mean(figures, figures.keys())), dict(figures)
+            else:
+                now = Standing(now.best, now.since + 1, before)
+        yield now
 
 
-def stands_still(study: Study, stages: int, scores: Scores) -> tuple[int, int] | None:
-    """Return where the scores stand if early stopping ends the rounds by them; None if it does not.
+def _mean(figures: Figures, tasks: Collection[str]) -> float:
+    return math.fsum(figures[task] for task in tasks) / len(tasks)
+
+
+def standing(scores: Scores, least_gain: float = 0.0) -> Standing:
+    """Return how the scores stand after the last round."""
+    found = Standing()
+    for found in standings(scores, least_gain):  # noqa: B007 - the last is returned
+        pass
+    return found
+
+
+def stands_still(study: Study, stages: int, scores: Scores) -> Standing | None:
+    """Return how the scores stand if early stopping ends the rounds by them; None if it does not.
 
     Rounds without gain count from the phase on that lasts to the end: one that trains fewer layers
     is there to be left, however flat its scores are.
@@ -68,9 +110,6 @@ def stands_still(study: Study, stages: int, scores: Scores) -> tuple[int, int] |
         study: When it stops, and its phases.
         stages: How many stages its backbone has.
         scores: By round, in order.
-
-    Returns:
-        The round of the last gain, and how many scored rounds have been since.
     """
     stopping = study.federation.early_stopping
     if stopping is None:
@@ -78,29 +117,28 @@ def stands_still(study: Study, stages: int, scores: Scores) -> tuple[int, int] |
     begins = last_phase_begins(study.training, stages)
     counted = {number: score for number, score in scores.items() if number >= begins}
     found = standing(counted, stopping.least_gain)
-    return found if found[1] >= stopping.patience else None
+    return found if found.since >= stopping.patience else None
 
 
 def best_of(scores: Scores) -> int | None:
     """Return the round whose model has the best score, the first of several; None without one."""
-    return max(sorted(scores), key=scores.__getitem__, default=None)
+    return standing(scores).best or None
 
 
 def times_lowered(schedule: Schedule, scores: Scores) -> int:
     """Return how often a schedule ``plateau`` has lowered the learning rates by now.
 
-    It does so whenever ``patience`` scored rounds in a row brought no better score than the best,
-    and then counts anew, as ``torch.optim.lr_scheduler.ReduceLROnPlateau`` does with a patience
-    that is less by one and a threshold of 0. With any other schedule it is 0.
+    It does so whenever ``patience`` comparable rounds in a row brought no better score than the
+    best, and then counts anew, as ``torch.optim.lr_scheduler.ReduceLROnPlateau`` does with a
+    patience that is less by one and a threshold of 0. With any other schedule it is 0.
     """
     if schedule.kind != "plateau":
         return 0
-    best, since, lowered = -math.inf, 0, 0
-    for score in scores.values():
-        better = score > best
-        best, since = max(best, score), 0 if better else since + 1
-        if since == schedule.patience:
-            lowered, since = lowered + 1, 0
+    lowered, before = 0, Standing()
+    for now in standings(scores):
+        counted = now.since > before.since
+        lowered += counted and now.since % schedule.patience == 0
+        before = now
     return lowered
 
 

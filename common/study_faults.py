@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,41 +12,11 @@ from common.backbones import values_of_members
 from common.ensemble_faults import at_member, ensemble_faults
 from common.evaluation_faults import evaluation_faults
 from common.faults import Fault, table
+from common.federation import LEAST_SITES, MEAN_STRATEGIES, OPTION_RANGES, STRATEGY_OPTIONS
 from common.training_faults import ending_faults, training_faults
-
-STRATEGY_OPTIONS: Mapping[str, Mapping[str, float]] = {
-    "fedavg": {},
-    "fedprox": {"proximal_mu": 0.01},
-    "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
-    "fedadam": {"eta": 1e-3, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
-    "fedyogi": {"eta": 1e-3, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
-    "fedadagrad": {"eta": 1e-3, "tau": 1e-3},
-    "fedmedian": {},
-    "fedtrimmedavg": {"beta": 0.2},
-    "krum": {"num_malicious_nodes": 0.0},
-}
-"""The strategies that a study may name, each with its settings and their defaults."""
-
-_OPTION_RANGES: Mapping[str, tuple[float, float]] = {
-    "proximal_mu": (0, 1e6),
-    "server_learning_rate": (1e-9, 1e3),
-    "server_momentum": (0, 1),
-    "eta": (1e-9, 1e3),
-    "beta_1": (0, 1),
-    "beta_2": (0, 1),
-    "tau": (1e-12, 1e3),
-    "beta": (0, 0.5),
-    "num_malicious_nodes": (0, 1000),
-}
-"""Least value of each setting, and the value that it must stay below."""
-
-MEAN_STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
-"""Strategies that step along the mean change: all that they make of a noisy mean is as private."""
 
 _ADAPTIVE = {"target_quantile": 0.5, "clip_learning_rate": 0.2, "count_noise": None}
 """Keys of an adaptive bound, with their defaults."""
-
-_LEAST_SITES = {"fedmedian": 3, "fedtrimmedavg": 3, "krum": 3}
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -162,6 +132,11 @@ def _task_faults(where: str, task: dict[str, Any]) -> Iterator[Fault]:
 def _backbone_faults(values: dict[str, Any]) -> Iterator[Fault]:
     backbone = table(values, "backbone")
     weights = backbone.get("weights", "pretrained")
+    train = table(values, "training").get("train", "all")
+    if backbone.get("normalisation") == "local" and train == "head":
+        what = "a frozen backbone has none that a site could keep to itself"
+        remedy = "let a part of the backbone train, or leave it out"
+        yield Fault("backbone.normalisation", what, remedy)
     if not isinstance(weights, str):
         return
     if weights not in ("pretrained", "none") and not weights.endswith(".safetensors"):
@@ -172,7 +147,6 @@ def _backbone_faults(values: dict[str, Any]) -> Iterator[Fault]:
         yield Fault("backbone.sha256", "there is no weights file to compare with", remedy)
     if weights != "none":
         return
-    train = table(values, "training").get("train", "all")
     if train != "all":
         remedy = "use pretrained weights, or train = 'all'"
         yield Fault("training.train", "a random backbone would stay frozen at random", remedy)
@@ -193,7 +167,7 @@ def _strategy_faults(federation: dict[str, Any]) -> Iterator[Fault]:
     options = options if isinstance(options, dict) else {}
     for option, value in options.items():
         yield from _option_faults(name, option, value)
-    quorum, least = federation.get("quorum", 2), _LEAST_SITES.get(name, 1)
+    quorum, least = federation.get("quorum", 2), LEAST_SITES.get(name, 1)
     malicious = options.get("num_malicious_nodes", 0)
     if name == "krum" and isinstance(malicious, int | float) and malicious > 0:
         least += 2 * math.ceil(min(malicious, 1000))  # n >= 2 f + 3, Blanchard et al. 2017
@@ -231,7 +205,7 @@ def _option_faults(strategy: str, option: str, value: Any) -> Iterator[Fault]:
         return
     if not isinstance(value, int | float):
         return
-    least, below = _OPTION_RANGES[option]
+    least, below = OPTION_RANGES[option]
     if not least <= value < below:
         remedy = f"use {least:g} or more, and less than {below:g}"
         yield Fault(where, f"{value} is out of range", remedy)

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.faults import Fault, table
-from common.phases import last_phase_begins, lies_within
-from common.schedule_faults import last_patience, schedule_faults
+from common.phases import last_patience, last_phase_begins, lies_within
+from common.schedule_faults import schedule_faults
 from common.training import Training
 
 _DEFAULTS: dict[str, Any] = Training().model_dump(mode="json")
@@ -69,6 +69,8 @@ def ending_faults(values: dict[str, Any]) -> Iterator[Fault]:
         yield Fault("federation.average_last", "the best round's model is kept instead", remedy)
     if federation.get("early_stopping") is not None and isinstance(rounds, int):
         yield from _stopping_faults(values, federation, rounds)
+    if table(values, "split").get("validation") == 0:
+        yield from _unscored_faults(values, federation)
     if federation.get("personal", "none") == "head":
         yield from _personal_faults(values)
     yield from _local_faults(values, federation)
@@ -87,6 +89,19 @@ def _stopping_faults(
         if begins > 1:
             what += f", counted from the last phase on, which begins with round {begins}"
         yield Fault("federation.early_stopping.patience", what, remedy)
+
+
+def _unscored_faults(values: dict[str, Any], federation: dict[str, Any]) -> Iterator[Fault]:
+    """Yield what hangs on validation scores that no round will have."""
+    schedule = table(table(values, "training"), "schedule")
+    asked = {
+        "federation.keep": federation.get("keep") == "best",
+        "federation.early_stopping": federation.get("early_stopping") is not None,
+        "federation.votes": federation.get("votes") == "validation",
+        "training.schedule.kind": schedule.get("kind") == "plateau",
+    }
+    for where in (key for key, is_asked in asked.items() if is_asked):
+        yield Fault(where, "no patients are held out for it", "give split.validation a share")
 
 
 def _last_phase_begins(training: dict[str, Any]) -> int:
@@ -240,11 +255,7 @@ def _personal_faults(values: dict[str, Any]) -> Iterator[Fault]:
 
 def _local_faults(values: dict[str, Any], federation: dict[str, Any]) -> Iterator[Fault]:
     """Yield what cannot be where arrays stay at the sites: those are of the last round alone."""
-    backbone, training = table(values, "backbone"), table(values, "training")
-    if backbone.get("normalisation") == "local" and training.get("train") == "head":
-        what = "a frozen backbone has none that a site could keep to itself"
-        remedy = "let a part of the backbone train, or leave it out"
-        yield Fault("backbone.normalisation", what, remedy)
+    backbone = table(values, "backbone")
     local = [
         name
         for name, wanted, found in (

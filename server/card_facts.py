@@ -24,16 +24,24 @@ NOTICE = (
 )
 
 
-def facts_of(study: Study, records: Sequence[RoundRecord], number: int) -> dict[str, Any]:
+def facts_of(
+    study: Study,
+    records: Sequence[RoundRecord],
+    number: int,
+    votes: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
     """Return what the history says of how a study's model came about and how well it does.
 
     Args:
         study: The study.
         records: Its history, in the order of the rounds.
         number: Rounds that the model at hand has been trained for.
+        votes: What the members of an ensemble weigh in it, by task, where the model says it.
     """
     measured = next((record for record in reversed(records) if record.tasks), None)
     same = measured is not None and measured.model_round == number
+    if measured is not None and measured.votes and votes:
+        same = same and measured.votes == votes
     # Thresholds are of what was measured: heads, or normalisation to the images of a split, that
     # the model at hand does not have.
     alike = study.federation.personal == "none" and not study.evaluation.adapted
@@ -47,6 +55,7 @@ def facts_of(study: Study, records: Sequence[RoundRecord], number: int) -> dict[
         # The figures of a line are of the model that arrived in that round.
         "measured_round": measured.model_round if measured else None,
         "model_round": number,
+        "measured_same": same,  # as the model at hand, not another of as many rounds
         "averaged": list(measured.averaged) if measured and same else [],
         "stopped": records[-1].stopped if records else "",
         # A threshold is good for the very model that it was chosen with.

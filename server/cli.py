@@ -38,12 +38,14 @@ def check(
     from common.models import normalisation_of
     from common.study import Study
     from common.weights import layout_of, take
+    from server.central_privacy import check_layout
     from server.initial_weights import initial_model
 
     agreed = Study.load(study)
     with err.status("building the network"):
         start = initial_model(agreed)
     layout = layout_of(start.model, agreed)
+    check_layout(agreed, layout)
     parts = {**layout.groups, "sent once": (*layout.sent_once, *layout.initial)}
     found = {
         "study": agreed.name,

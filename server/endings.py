@@ -82,15 +82,13 @@ def turns(
 def stopped(study: Study, layout: Layout, records: Sequence[RoundRecord]) -> str:
     """Return why the study ends before its last round; an empty string where it does not."""
     number = max((record.round for record in records if record.combined), default=0)
-    found = scores.of_rounds(study, records)
-    still = stands_still(study, layout.stages, found)
+    still = stands_still(study, layout.stages, scores.of_rounds(study, records))
     if still is None or number >= study.rounds:
         return ""
-    best, since = still
     figure = "AUROC" if study.federation.score == "auroc" else "loss"
     return (
         f"Stopped early after round {number} of {study.rounds}: the validation {figure} of round "
-        f"{best}, {abs(found[best]):.4f}, was not bettered in {since} rounds."
+        f"{still.best}, {abs(still.score):.4f}, was not bettered in {still.since} rounds."
     )
 
 

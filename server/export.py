@@ -144,7 +144,8 @@ def _make_empty(out: Path) -> None:
 
 def _card(folder: StudyFolder, study: Study, out: Path) -> dict[str, Any]:
     progress, arrays = folder.progress(), load_file(out / MODEL)
-    votes = {task: arrays.get(votes_name(task)) for task in study.tasks}
+    names = {task: votes_name(task) for task in study.tasks}
+    votes = {task: arrays[name].tolist() for task, name in names.items() if name in arrays}
     return {
         "format": "rarefed-model",
         "study": study.name,
@@ -157,13 +158,13 @@ def _card(folder: StudyFolder, study: Study, out: Path) -> dict[str, Any]:
         "sha256": sha256_of(out / MODEL),
         # What a prediction names: it stays the same however the file is written.
         "arrays_sha256": digest(arrays),
-        "votes": {task: found.tolist() for task, found in votes.items() if found is not None},
+        "votes": votes,
         "backbone": study.network,
         "image_size": study.backbone.image_size,
         "tasks": {name: task.model_dump(mode="json") for name, task in study.tasks.items()},
         "software": software_version(),
         "protocol": PROTOCOL,
-        **facts_of(study, history.load(out), model_round_of(out / MODEL)),
+        **facts_of(study, history.load(out), model_round_of(out / MODEL), votes),
     }
 
 

@@ -19,6 +19,8 @@ from common.study import Study
 from server import last_figures
 
 HISTORY = "history.jsonl"
+MEMBERS = "members"
+"""Where the pooled figures of an ensemble's members stand, beside those of a task's validation."""
 Figures = dict[str, float | int | None]
 _VALIDATION = {"test": "validation", OF_PATIENTS["test"]: OF_PATIENTS["validation"]}
 """The states on which is chosen what test states are held to."""

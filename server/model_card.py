@@ -11,6 +11,7 @@ from typing import Any
 from common.held_out import HELD_OUT
 from common.study import Study
 from server.card_figures import attention, bullets, figures, operating, table
+from server.history import MEMBERS
 
 MODEL_CARD = "MODEL_CARD.md"
 _UNKNOWN = "not known here"
@@ -52,19 +53,24 @@ def markdown(card: Mapping[str, Any], study: Study) -> str:
 
 
 def _details(card: Mapping[str, Any], study: Study) -> str:
-    training, weights = card["training"], card["weights"]
-    licence = weights["licence"] or "not known here: it is that of their source"
-    digest = f" with the SHA-256 {weights['sha256']}" if weights["sha256"] else ""
-    begun = (
-        "random numbers"
-        if all(member.backbone.weights == "none" for member in study.members)
-        else f"{weights['source']}{digest}; licence of these weights: {licence}"
+    return bullets(
+        [
+            *_network(card, study),
+            *_ending(card, study),
+            *_votes(card, study),
+            *_trained(card, study),
+            f"rarefed {card['software']}, protocol {card['protocol']}.",
+            *_onnx(card),
+        ]
     )
-    onnx, tasks = card.get("onnx"), ", ".join(card["tasks"])
-    own = study.federation.personal == "head"
+
+
+def _network(card: Mapping[str, Any], study: Study) -> list[str]:
+    """Return what network it is, and how its file is told from others."""
+    tasks, own = ", ".join(card["tasks"]), study.federation.personal == "head"
     heads = f"without the heads of {tasks}" if own else f"one linear head for each of {tasks}"
     heads += " in each of them, whose probabilities are averaged" if study.ensemble else ""
-    lines = [
+    return [
         (
             f"Network: {card['backbone']}, {heads}; "
             f"images of {card['image_size']} x {card['image_size']} pixels."
@@ -75,10 +81,22 @@ def _details(card: Mapping[str, Any], study: Study) -> str:
         ),
         (
             f"After {card['round']} of {card['rounds']} rounds ({card['state']}), of which "
-            f"{training['rounds_combined']} were combined from the sites' changes."
+            f"{card['training']['rounds_combined']} were combined from the sites' changes."
         ),
-        *_ending(card, study),
-        *_votes(card, study),
+    ]
+
+
+def _trained(card: Mapping[str, Any], study: Study) -> list[str]:
+    """Return from which weights it began, and how it was trained."""
+    training, weights = card["training"], card["weights"]
+    licence = weights["licence"] or "not known here: it is that of their source"
+    digest = f" with the SHA-256 {weights['sha256']}" if weights["sha256"] else ""
+    begun = (
+        "random numbers"
+        if all(member.backbone.weights == "none" for member in study.members)
+        else f"{weights['source']}{digest}; licence of these weights: {licence}"
+    )
+    return [
         f"Weights began as: {begun}.",
         (
             f"Strategy {training['strategy']}, weighting by {training['weighting']}; at each site "
@@ -86,15 +104,19 @@ def _details(card: Mapping[str, Any], study: Study) -> str:
             f"{training['loss']}, layers trained: {training['train']}; batch normalisation: "
             f"{training['normalisation']}."
         ),
-        f"rarefed {card['software']}, protocol {card['protocol']}.",
     ]
-    if onnx:
-        lines.append(
-            f"`{onnx['file']}`, SHA-256 {onnx['sha256']}: opset {onnx['opset']}; largest "
-            f"difference of a logit from torch {onnx['largest_difference']:.1e}, on random images"
-            + (f" and {onnx['images']} given ones." if onnx["images"] else ".")
-        )
-    return bullets(lines)
+
+
+def _onnx(card: Mapping[str, Any]) -> list[str]:
+    onnx = card.get("onnx")
+    if not onnx:
+        return []
+    given = f" and {onnx['images']} given ones." if onnx["images"] else "."
+    return [
+        f"`{onnx['file']}`, SHA-256 {onnx['sha256']}: opset {onnx['opset']}; largest "
+        f"difference of a logit from torch {onnx['largest_difference']:.1e}, on random images"
+        + given
+    ]
 
 
 def _ending(card: Mapping[str, Any], study: Study) -> list[str]:
@@ -115,8 +137,9 @@ def _votes(card: Mapping[str, Any], study: Study) -> list[str]:
     told = []
     for task, weights in card.get("votes", {}).items():
         shares = ", ".join(f"{n} {w:.3f}" for n, w in zip(names, weights, strict=True))
-        same = ", the same: no scores of theirs say otherwise" if len(set(weights)) == 1 else ""
-        told.append(f"{task}: in the mean of the probabilities the networks weigh {shares}{same}.")
+        measured = card["figures"].get(task, {}).get("validation", {})
+        why = "" if MEMBERS in measured else ", for no scores of theirs were reported"
+        told.append(f"{task}: in the mean of the probabilities the networks weigh {shares}{why}.")
     return told
 
 
@@ -147,7 +170,7 @@ def _metrics(card: Mapping[str, Any]) -> str:
     number = card["measured_round"]
     if number is None:
         return "The model has not been measured."
-    same = number == card["model_round"]
+    same = card["measured_same"]
     of = "this model" if same else f"the model after {number} rounds, not of the one exported"
     return (
         f"Each site measured {of} on its own held-out patients and sent sums and histograms, from "

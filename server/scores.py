@@ -27,28 +27,16 @@ def score_of(study: Study, tasks: Mapping[str, Any]) -> float | None:
     Returns:
         None where no task has a figure.
     """
-    return scores.mean_score(study.federation, _figures(study, tasks).values())
+    return scores.mean_of_tasks(_figures(study, tasks).values())
 
 
-def of_rounds(study: Study, records: Sequence[RoundRecord]) -> dict[int, float]:
-    """Return the score of each round's model that has one, in the order of the rounds.
+def of_rounds(study: Study, records: Sequence[RoundRecord]) -> dict[int, scores.Figures]:
+    """Return the figures of each round's model that has one, in the order of the rounds.
 
-    Left out are the initial model, whose heads are random, what too few sites measured, and what
-    ``comparable`` leaves out.
+    Left out are the initial model, whose heads are random, and what too few sites measured.
     """
-    found = comparable(study, records)
-    return {r.model_round: score for r, score in found if r.combined and r.model_round > 0}
-
-
-def comparable(study: Study, records: Sequence[RoundRecord]) -> list[tuple[RoundRecord, float]]:
-    """Return the records with the scores that are means over all tasks that ever had a figure.
-
-    Where the only site of a task did not answer, the mean is over the other tasks. Those may be
-    the easier ones, so such a score says nothing beside the others.
-    """
-    scored = [(record, record.score) for record in records if record.score is not None]
-    most = {task for record, _ in scored for task in _defined(study, record)}
-    return [(record, score) for record, score in scored if _defined(study, record) == most]
+    found = {r.model_round: _figures(study, r.tasks) for r in records if r.combined}
+    return {number: figures for number, figures in found.items() if number > 0 and figures}
 
 
 def best_round(study: Study, records: Sequence[RoundRecord]) -> int | None:
@@ -57,10 +45,14 @@ def best_round(study: Study, records: Sequence[RoundRecord]) -> int | None:
     The last round's model counts too once it has been measured by as many sites as the quorum.
     """
     found, quorum = of_rounds(study, records), study.federation.quorum
-    for record, score in comparable(study, records):
+    for record in records:
         counts = not record.trained and not record.averaged and len(record.answered) >= quorum
         if counts and record.model_round > 0:
-            found[record.model_round] = score
+            figures = _figures(study, record.tasks)
+            # A task that no round had a figure of says nothing against any round.
+            known = set().union(*found.values()) or figures.keys()
+            figures = {task: figure for task, figure in figures.items() if task in known}
+            found |= {record.model_round: figures} if figures else {}
     return scores.best_of(found)
 
 
@@ -69,13 +61,9 @@ def times_lowered(study: Study, records: Sequence[RoundRecord]) -> int:
     return scores.times_lowered(study.training.schedule, of_rounds(study, records))
 
 
-def _defined(study: Study, record: RoundRecord) -> set[str]:
-    found = _figures(study, record.tasks).items()
-    return {task for task, figure in found if figure is not None}
-
-
-def _figures(study: Study, tasks: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return each task's validation figure, of patients before images; None where undefined."""
+def _figures(study: Study, tasks: Mapping[str, Any]) -> dict[str, float]:
+    """Return each task's validation figure, of patients before images, where it is defined."""
     found = {name: splits["validation"] for name, splits in tasks.items() if "validation" in splits}
     figure = study.federation.score
-    return {name: told.get("patients", told)["pooled"][figure] for name, told in found.items()}
+    told = {name: of.get("patients", of)["pooled"][figure] for name, of in found.items()}
+    return scores.figures_of(study.federation, told)

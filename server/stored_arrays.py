@@ -24,7 +24,7 @@ class StoredArrays(Mapping[str, Array]):
         names: Which of its arrays belong to the mapping, in their order.
 
     Raises:
-        OutputError: The file cannot be read.
+        OutputError: The file cannot be read, or lacks an array.
     """
 
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
@@ -38,9 +38,10 @@ class StoredArrays(Mapping[str, Array]):
             text = self._map[safetensors_form.LENGTH : self._begin]
             header = safetensors_form.parse_header(text)
             tensors = safetensors_form.tensors_of(header, size - self._begin)
+            self._tensors = {tensor.name: tensor for tensor in tensors if tensor.name in set(names)}
+            _check(self._tensors, names)
         except (OSError, ValueError) as error:
             raise not_readable(path, error) from error
-        self._tensors = {tensor.name: tensor for tensor in tensors if tensor.name in set(names)}
 
     def __getitem__(self, name: str) -> Array:
         tensor = self._tensors[name]
@@ -59,6 +60,19 @@ class StoredArrays(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _check(tensors: Mapping[str, safetensors_form.Tensor], names: tuple[str, ...]) -> None:
+    """See that each array is there, and of a size that an array can have.
+
+    Raises:
+        ValueError: One is not.
+    """
+    if missing := [name for name in names if name not in tensors]:
+        raise ValueError(f"it has no array {missing[0]}")
+    for tensor in tensors.values():
+        if tensor.begin == tensor.end:
+            np.empty(tensor.shape)  # beside a 0 may stand any number
 
 
 def not_readable(path: Path, error: Exception) -> OutputError:

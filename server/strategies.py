@@ -2,7 +2,7 @@
 
 FedAvg (McMahan et al. 2017) is folded in reply by reply, so that memory does not grow with the
 number of sites. Every other strategy is Flower's own object, which needs all replies at once.
-To add one: a line in ``STRATEGY_OPTIONS`` (``common/study_faults.py``) for its settings and one
+To add one: a line in ``STRATEGY_OPTIONS`` (``common/federation.py``) for its settings and one
 in ``_FLOWER`` below. The contract test then covers it.
 """
 

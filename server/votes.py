@@ -14,11 +14,9 @@ from common.held_out import members_of
 from common.layout import votes_group, votes_name
 from common.ranking import Floats
 from common.study import Study
-from server.history import RoundRecord, figures
+from server.history import MEMBERS, RoundRecord, figures
 from server.ingress import States
 
-MEMBERS = "members"
-"""Where the members' pooled figures stand, beside those of a task's validation images."""
 _CHANCE = 0.5
 """AUROC of a member where none is defined."""
 _LEAST = 1e-6

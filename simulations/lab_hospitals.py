@@ -21,6 +21,37 @@ from simulations.phantoms import TASKS
 _COLUMNS = ("path", "label", "patient_id", "group", "mask")
 
 
+def check_there(loaded: Loaded) -> None:
+    """Refuse a lab whose hospitals can neither be found nor dealt, before anything is made.
+
+    Raises:
+        MissingFolderError: There is no hospital in its folder, or data sets are missing: all of
+            them are named.
+    """
+    wanted = loaded.lab.hospitals
+    if wanted.folder is not None:
+        find_hospitals(loaded.folder / wanted.folder)
+    sources = {deal.dataset: _source(deal, loaded) for deal in wanted.deal}
+    missing = [
+        f"  - {name}: there is no {source / LABELS}"
+        for name, source in sources.items()
+        if not (source / LABELS).is_file()
+    ]
+    if not missing:
+        return
+    if loaded.data is None:
+        remedy = (
+            "The lab deals data sets: give --data FOLDER, which holds a folder of each; without "
+            "it they are looked for beside the lab file."
+        )
+    else:
+        remedy = "Give the folder which holds a folder of each to --data."
+    raise MissingFolderError(
+        "The lab deals data sets that are not there:\n" + "\n".join(missing),
+        remedy=f"{remedy} Or try --quick, if the lab has a quick form.",
+    )
+
+
 def hospitals_of(loaded: Loaded, out: Path) -> list[Path]:
     """Return the hospital folders of a lab; what has to be made is made below ``out``, once.
 
@@ -28,12 +59,13 @@ def hospitals_of(loaded: Loaded, out: Path) -> list[Path]:
     others, and none is used that was not finished.
 
     Raises:
-        DataError: As ``hospitals.make``, ``hospitals.deal`` and ``find_hospitals`` say.
+        DataError: As ``check_there``, ``hospitals.make`` and ``hospitals.deal`` say.
     """
+    check_there(loaded)
     wanted = loaded.lab.hospitals
     if wanted.folder is not None:
         return find_hospitals(loaded.folder / wanted.folder)
-    sources = [_dataset(deal, loaded) for deal in wanted.deal]
+    sources = [_source(deal, loaded) for deal in wanted.deal]
     told = {"recipe": wanted.model_dump(mode="json"), "tables": [_table(s) for s in sources]}
     name = hashlib.sha256(canonical_json(told)).hexdigest()[:12]
     folder = out / f"hospitals-{name}"
@@ -132,20 +164,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     return row.path, row.label, row.patient, row.group, row.mask
 
 
-def _dataset(deal: Deal, loaded: Loaded) -> Path:
-    """Return the folder of a data set.
-
-    Raises:
-        MissingFolderError: There is no table of labels in it.
-    """
-    folder = (loaded.data or loaded.folder) / deal.dataset
-    if not (folder / LABELS).is_file():
-        raise MissingFolderError(
-            f"There is no data set {folder}: it has no {LABELS}.",
-            remedy="Give the folder of the data sets to --data, or try --quick, if the lab has a "
-            "quick form.",
-        )
-    return folder
+def _source(deal: Deal, loaded: Loaded) -> Path:
+    return (loaded.data or loaded.folder) / deal.dataset
 
 
 def _table(source: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from client.classical_ways import check_installed
 from client.weighted_metrics import Cases
 from common.errors import FederationError, OutputError, RarefedError
 from common.file_lock import locked
@@ -91,6 +92,9 @@ def run(
         ServiceError: Another process works in ``out``.
         FederationError: Not one row can apply, or has come to a result.
     """
+    lab_hospitals.check_there(loaded)
+    if any(row.features == "handcrafted" for row in loaded.lab.rows.values()):
+        check_installed()
     planned, seeds = with_networks(lines(loaded), tell), loaded.lab.seeds
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,6 @@ def pooled_patients(study: Study, sites: Sequence[Site]) -> Patients:
         _merged(parts),
         validation=[_images(study, site, "validation") for site in sites],
         steps=sum(_steps(study, part) for part in parts),
-        varied_apart=False,
     )
 
 

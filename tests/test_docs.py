@@ -20,11 +20,11 @@ from client.config import SiteConfig
 from client.manifest import FIXED_SPLITS
 from client.manifest_columns import OPTIONAL, REQUIRED
 from common import errors
+from common.federation import OPTION_RANGES, STRATEGY_OPTIONS
 from common.metrics import CALIBRATION_BINS, METRICS
 from common.models import build_model
 from common.ranking import BINS, LOGIT_LIMIT
 from common.study import Study
-from common.study_faults import _OPTION_RANGES, STRATEGY_OPTIONS
 from server.history import RoundRecord
 from server.initial_weights import Start
 from server.rounds import Outcome
@@ -146,11 +146,11 @@ def test_every_strategy_has_a_row_with_its_options(strategy: str) -> None:
     assert found == STRATEGY_OPTIONS[strategy]
 
 
-@pytest.mark.parametrize("option", _OPTION_RANGES)
+@pytest.mark.parametrize("option", OPTION_RANGES)
 def test_every_option_has_a_row_with_its_range(option: str) -> None:
     """An option's row gives its least value, and the one that it stays below."""
     _, least, below, meaning = row_of(page("study.md"), option)
-    assert (float(least), float(below)) == _OPTION_RANGES[option]
+    assert (float(least), float(below)) == OPTION_RANGES[option]
     assert meaning
 
 

@@ -74,6 +74,18 @@ def make_study() -> Callable[..., Study]:
 
 
 @pytest.fixture
+def plain_sgd() -> dict[str, Any]:
+    """A training whose steps are w - rate * gradient; heads go four times as far as the rest."""
+    return {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "head_lr": 0.5,
+        "backbone_lr": 0.125,
+    }
+
+
+@pytest.fixture
 def make_hospital(tmp_path: Path) -> Callable[..., SiteConfig]:
     """Return the maker of a hospital's folder: two PNG images of each patient, and its tables."""
 

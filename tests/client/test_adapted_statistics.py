@@ -151,6 +151,6 @@ def test_a_site_measures_with_them_and_trains_without(
 def test_a_network_without_batch_norm_is_refused(make_study: MakeStudy) -> None:
     """The study is fine by itself; its network has nothing to adapt, and says what to do."""
     study = make_study(backbone={"name": "test_vit"}, evaluation=ADAPTED)
-    with pytest.raises(StudyError, match="no batch normalisation") as refusal:
+    with pytest.raises(StudyError, match="no living batch normalisation") as refusal:
         build_model(study)
-    assert "evaluation.normalisation" in refusal.value.remedy
+    assert "evaluation.normalisation: " in refusal.value.message

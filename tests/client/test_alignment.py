@@ -32,13 +32,6 @@ MakeHospital = Callable[..., SiteConfig]
 MakeOrder = Callable[..., Order]
 
 ALIGNED: dict[str, Any] = {"adversarial_weight": 2.0, "adversarial_sites": 3}
-SGD: dict[str, Any] = {
-    "optimizer": "sgd",
-    "momentum": 0.0,
-    "weight_decay": 0.0,
-    "head_lr": 0.5,
-    "backbone_lr": 0.125,
-}
 
 
 def discriminator_of(model: FederatedModel) -> nn.Module:
@@ -99,11 +92,11 @@ def test_who_cannot_be_told_is_left_alone(make_study: MakeStudy) -> None:
 
 @pytest.mark.parametrize("train_what", ["all", "last:1"])
 def test_a_step_follows_the_written_out_objective(
-    make_study: MakeStudy, make_images: MakeImages, train_what: str
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any], train_what: str
 ) -> None:
     """Autograd of the three terms gives the same step, with kept features too."""
     study = make_study(
-        training=SGD | ALIGNED | {"train": train_what},
+        training=plain_sgd | ALIGNED | {"train": train_what},
         backbone={"normalisation": "frozen"},
     )
     model, images = build_model(study), make_images(8)

@@ -30,14 +30,6 @@ MakeImages = Callable[..., Images]
 MakeHospital = Callable[..., SiteConfig]
 MakeOrder = Callable[..., Order]
 
-SGD: dict[str, Any] = {
-    "optimizer": "sgd",
-    "momentum": 0.0,
-    "weight_decay": 0.0,
-    "head_lr": 0.5,
-    "backbone_lr": 0.125,
-}
-
 
 def moved(model: FederatedModel, by: float = 0.05) -> FederatedModel:
     """Return a copy whose trained weights lie elsewhere, as after some rounds."""
@@ -91,13 +83,17 @@ def distances(model: FederatedModel, first: FederatedModel) -> dict[str, float]:
 @pytest.mark.parametrize("way", ["all", "last:1", "last:1 of kept features"])
 @pytest.mark.parametrize("normalisation", ["average", "local", "frozen"])
 def test_a_step_follows_the_written_out_objective(
-    make_study: MakeStudy, make_images: MakeImages, way: str, normalisation: str
+    make_study: MakeStudy,
+    make_images: MakeImages,
+    plain_sgd: dict[str, Any],
+    way: str,
+    normalisation: str,
 ) -> None:
     """Autograd of the three weighted terms gives the same step, with kept features too."""
     part, keep = way[:6].strip(), "kept" in way
     weights = {"task_weight": 2.0, "anchor_weight": 0.5, "distillation_weight": 3.0}
     study = make_study(
-        training=SGD | weights | {"train": part}, backbone={"normalisation": normalisation}
+        training=plain_sgd | weights | {"train": part}, backbone={"normalisation": normalisation}
     )
     first, images = build_model(study), make_images(8)
     model = moved(first)
@@ -132,13 +128,13 @@ def test_a_step_follows_the_written_out_objective(
 
 
 def test_a_strong_anchor_holds_the_backbone_while_the_head_learns(
-    make_study: MakeStudy, make_images: MakeImages
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
 ) -> None:
     """With rate * weight = 1 the backbone is one step from the start; without, many; heads move."""
     near, far = {"anchor_weight": 1e6, "backbone_lr": 1e-6}, {"backbone_lr": 1e-6}
     images, found = make_images(8), {}
     for name, training in {"near": near, "far": far}.items():
-        study = make_study(training=SGD | training)
+        study = make_study(training=plain_sgd | training)
         first = build_model(study)
         model = copy.deepcopy(first)
         before = train_near(model, first, images, study).loss
@@ -151,10 +147,10 @@ def test_a_strong_anchor_holds_the_backbone_while_the_head_learns(
 
 
 def test_an_anchor_alone_draws_the_backbone_back(
-    make_study: MakeStudy, make_images: MakeImages
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
 ) -> None:
     """From elsewhere, each step of SGD takes off the share rate * weight of the distance."""
-    study = make_study(training=SGD | {"anchor_weight": 4.0, "task_weight": 1e-6})
+    study = make_study(training=plain_sgd | {"anchor_weight": 4.0, "task_weight": 1e-6})
     first = build_model(study)
     model = moved(first)
     off = distances(model, first)["backbone"]
@@ -183,10 +179,10 @@ def test_the_penalty_is_the_mean_square_of_what_the_features_differ(
 
 
 def test_training_moves_neither_the_teacher_nor_the_anchor(
-    make_study: MakeStudy, make_images: MakeImages
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
 ) -> None:
     """After a training the penalty of given features is what it was, to the last bit."""
-    study = make_study(training=SGD | {"anchor_weight": 0.5, "distillation_weight": 1.0})
+    study = make_study(training=plain_sgd | {"anchor_weight": 0.5, "distillation_weight": 1.0})
     first, images = build_model(study), make_images(8)
     model, initial = moved(first), arrays_of(first)
     near, before = Near(model, study, initial), digest(initial)

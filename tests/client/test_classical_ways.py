@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import tomllib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +32,14 @@ from client.out_of_distribution import pooled_features
 from client.prepared import deal, load_tasks
 from client.store import FINAL, FIRST, SiteStore
 from common.classical_names import Way
-from common.errors import DataError, FederationError, OutputError, RarefedError, StudyError
+from common.errors import (
+    DataError,
+    FederationError,
+    OrderError,
+    OutputError,
+    RarefedError,
+    StudyError,
+)
 from common.models import FederatedModel, build_model
 from common.seeds import stream
 from common.study import Study
@@ -41,6 +49,7 @@ from server.studies import toml_text
 
 RUN = CliRunner()
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 PATIENTS = (*("train",) * 8, *("validation",) * 4, *("test",) * 10)
 MakeStudy = Callable[..., Study]
 MakeHospital = Callable[..., SiteConfig]
@@ -246,8 +255,38 @@ def test_scikit_image_may_be_missing(
     ended(config, study)
     error = refused(config, study, "--classical", "handcrafted-forest")
     assert type(error) is OutputError
-    assert "pip install scikit-image" in error.remedy
+    assert f"{sys.executable} -m pip install 'rarefed[classical]'" in error.remedy
     assert "logistic" in asked(config, study, "logistic")["ct"]["metrics"]
+
+
+def test_all_that_hinders_demanded_ways_is_told_at_once(
+    make_study: MakeStudy, make_hospital: MakeHospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reason beside its ways, of those alone that are asked for, and every remedy."""
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    study = make_study(backbone={"weights": "none"})
+    config = make_hospital(splits=PATIENTS)
+    ended(config, study)
+    named = [f"--classical={way}" for way in ("handcrafted-svm", "svm", "elm", "svm")]
+    error = refused(config, study, *named)
+    assert type(error) is StudyError
+    random, missing = error.message.splitlines()[1:]
+    assert random.startswith("  - svm, elm: ")
+    assert "random backbone" in random
+    assert missing.startswith("  - handcrafted-svm: ")
+    assert "scikit-image" in missing
+    assert "Ask for handcrafted-svm" in error.remedy
+    assert "pip install 'rarefed[classical]'" in error.remedy
+
+
+def test_the_extra_of_the_remedy_brings_scikit_image() -> None:
+    """The guide and the vault's image install it, so that every site can fit what a study asks."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert any(one.startswith("scikit-image") for one in extras["classical"])
+    assert "rarefed[classical]" in extras["simulation"]
+    for file in ("docs/hospital.md", "deploy/docker/Dockerfile.vault"):
+        assert "'.[classical]'" in (ROOT / file).read_text()
 
 
 def test_a_studys_ways_are_fitted_unasked(
@@ -291,11 +330,25 @@ def test_too_few_patients_for_a_study_are_a_note(
     ended(config, study)
     found = json.loads(evaluated(config, study, "--json").stdout)
     assert found["benefit"] == {}
-    assert any(
-        "with svm, " in note and "10 of normal, 0 of gaucher" in note
-        for note in found["tasks"]["ct"]["notes"]
-    )
+    (note,) = (note for note in found["tasks"]["ct"]["notes"] if "with svm, " in note)
+    assert note.endswith("no two classes have 2 training patients each.")
     assert type(refused(config, study, "--classical", "svm")) is DataError
+
+
+def test_no_file_stands_in_a_note(make_study: MakeStudy, make_hospital: MakeHospital) -> None:
+    """Where the study's beginning is damaged the note says so; who asks for it learns where."""
+    study = make_study(evaluation={"classical": ["svm"]})
+    config = make_hospital(splits=PATIENTS)
+    ended(config, study)
+    (first,) = config.state.rglob(FIRST)
+    first.write_bytes(first.read_bytes()[:100])
+    found = json.loads(evaluated(config, study, "--json").stdout)
+    (note,) = (note for note in found["tasks"]["ct"]["notes"] if "with svm, " in note)
+    assert "is damaged" in note
+    assert FIRST not in json.dumps(found)
+    error = refused(config, study, "--classical", "svm")
+    assert type(error) is OrderError
+    assert FIRST in error.message
 
 
 def test_a_site_that_came_later_is_measured(

@@ -11,12 +11,16 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from client.losses import balanced_weights, focal_loss, make_loss
+from client.losses import Loss, balanced_weights, make_loss
 from common.study import Study
 from common.training import Training
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (20, 4))
 LABELS = np.arange(20) % 4
+
+
+def focal_of(gamma: float) -> Loss:
+    return make_loss(Training(loss="focal", focal_gamma=gamma))
 
 
 def log_probability_by_hand() -> NDArray[np.float64]:
@@ -44,10 +48,7 @@ def test_gamma_zero_is_cross_entropy() -> None:
     """Without focusing, value and gradient are those of cross-entropy."""
     logits = torch.from_numpy(LOGITS).requires_grad_()
     labels = torch.from_numpy(LABELS)
-    focal, plain = (
-        focal_loss(logits, labels, gamma=0.0),
-        torch.nn.CrossEntropyLoss()(logits, labels),
-    )
+    focal, plain = focal_of(0.0)(logits, labels), torch.nn.CrossEntropyLoss()(logits, labels)
     assert focal.item() == pytest.approx(plain.item(), rel=1e-12)
     (one,), (other,) = torch.autograd.grad(focal, logits), torch.autograd.grad(plain, logits)
     assert torch.allclose(one, other, atol=1e-12)
@@ -58,7 +59,7 @@ def test_the_gradient_is_that_of_the_formula(gamma: float) -> None:
     """Finite differences in float64 agree with autograd."""
     logits = torch.from_numpy(LOGITS).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: focal_loss(x, torch.from_numpy(LABELS), gamma=gamma), (logits,)
+        lambda x: focal_of(gamma)(x, torch.from_numpy(LABELS)), (logits,)
     )
 
 
@@ -67,7 +68,7 @@ def test_the_gradient_is_that_of_the_formula(gamma: float) -> None:
 def test_a_sure_network_still_has_a_gradient(gamma: float, sure: float) -> None:
     """Where p rounds to 0 or 1 in float32, the gradient is finite, and that of a hit nearly 0."""
     logits = torch.tensor([[sure, 0.0, 0.0], [0.0, sure, 0.0]], requires_grad=True)
-    focal_loss(logits, torch.tensor([0, 0]), gamma=gamma).backward()
+    focal_of(gamma)(logits, torch.tensor([0, 0])).backward()
     assert logits.grad is not None
     assert bool(logits.grad.isfinite().all())
     assert float(logits.grad[0].abs().max()) < 1e-3
@@ -79,7 +80,7 @@ def test_two_classes_are_the_sigmoids() -> None:
     logits, labels = torch.from_numpy(LOGITS[:, :2]), torch.from_numpy(LABELS % 2)
     difference, floats = logits[:, 1] - logits[:, 0], labels.double()
     plain = sigmoid_focal_loss(difference, floats, alpha=-1, gamma=2.0, reduction="mean")
-    assert focal_loss(logits, labels, gamma=2.0).item() == pytest.approx(plain.item(), rel=1e-9)
+    assert focal_of(2.0)(logits, labels).item() == pytest.approx(plain.item(), rel=1e-9)
     # Of 40 images 10 are positive: weights 2 and 2/3, in torchvision's words 3/4 and 1/4.
     weighted = sigmoid_focal_loss(difference, floats, alpha=0.75, gamma=2.0, reduction="mean")
     found = make_loss(Training(loss="focal", class_weights="balanced"), [30, 10])(logits, labels)

@@ -90,6 +90,33 @@ def test_each_member_is_measured_as_it_would_be_alone(
         assert not metrics.told(sent)
 
 
+def test_members_that_are_scored_by_their_loss_tell_no_ranking(
+    config: SiteConfig, study_of: Make, make_order: Make
+) -> None:
+    """All bins of their histograms are one; the loss is as it would be of full ones."""
+    studies = [study_of(federation={"votes": "validation", "score": s}) for s in ("auroc", "loss")]
+    by_auroc, by_loss = (
+        answered(Site(config), make_order(study, "evaluate", number=4)) for study in studies
+    )
+    for name in MEMBERS:
+        full, sent = (
+            metrics_wire.from_arrays(reply.metrics["ct", name], 2, 1)
+            for reply in (by_auroc, by_loss)
+        )
+        assert sent.loss_sum == full.loss_sum
+        assert np.array_equal(sent.confusion, full.confusion)
+        assert np.count_nonzero(full.histogram.any(axis=1)) > 1
+        for table in (sent.histogram, sent.histogram_upper):
+            assert np.count_nonzero(table.sum(axis=1)) == 1
+        assert (sent.histogram != sent.histogram_upper).any()
+        assert np.count_nonzero(sent.calibration[:, 0]) == 1
+    whole = [
+        metrics_wire.from_arrays(reply.metrics["ct", "validation"], 2, 1)
+        for reply in (by_auroc, by_loss)
+    ]
+    assert np.array_equal(whole[0].histogram, whole[1].histogram)
+
+
 @pytest.mark.parametrize(
     "sections",
     [

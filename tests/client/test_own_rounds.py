@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from client.alone import train_alone
 from client.dataset import Images, round_of_batches
 from client.evaluate import evaluate, logits_of
-from client.own_rounds import Ended, Patients, score_of, train_rounds
+from client.own_rounds import Ended, Patients, figures_of, train_rounds
 from client.train import train
 from common.arrays import Array, digest
 from common.models import FederatedModel, build_model
@@ -24,7 +24,6 @@ from common.weights import put, take
 
 MakeStudy = Callable[..., Study]
 CPU = torch.device("cpu")
-PLAIN_SGD = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "batch_size": 4096}
 FAST = {"head_lr": 3e-2, "backbone_lr": 1e-2}
 """Rates at which validation scores rise and fall."""
 
@@ -233,17 +232,16 @@ def test_measuring_changes_no_bit(make_study: MakeStudy, train_what: str) -> Non
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("draws", ["apart", "together"])
-def test_a_plain_study_is_its_rounds_and_nothing_else(make_study: MakeStudy, draws: str) -> None:
+def test_a_plain_study_is_its_rounds_and_nothing_else(make_study: MakeStudy) -> None:
     """Each round is one call of the local training, bit for bit; nobody looks at a label."""
     study = make_study(rounds=3, training={"dropout": 0.2})
     task = study.tasks["ct"].model_dump(exclude_none=True) | {"augmentation": {}}
     study = Study.parse(study.model_dump(exclude_none=True) | {"tasks": {"ct": task}})
-    model, apart = build_model(study), draws == "apart"
+    model = build_model(study)
     for number in range(1, 4):
         seed = stream(study.seed, "site-a", number)
         order = round_of_batches({"ct": TRAIN}, study.training, seed, steps=5)
-        generator = torch.Generator().manual_seed(stream(seed, "augmentation")) if apart else None
+        generator = torch.Generator().manual_seed(stream(seed, "augmentation"))
         with torch.random.fork_rng():
             torch.manual_seed(stream(seed, "dropout"))
             train(
@@ -251,13 +249,13 @@ def test_a_plain_study_is_its_rounds_and_nothing_else(make_study: MakeStudy, dra
                 device=CPU, number=number, generator=generator,
             )  # fmt: skip
     no_class = Images(VALIDATION.pixels, VALIDATION.labels + 9, VALIDATION.patients)
-    place = patients(no_class, steps=5, varied_apart=apart)
+    place = patients(no_class, steps=5)
     ended, arrays, _ = trained(study, place)
     assert ended == Ended(3, 3)
     assert digest(arrays) == digest(arrays_of(model))
 
 
-def test_the_score_of_several_sites_is_of_their_patients_together(make_study: MakeStudy) -> None:
+def test_the_figure_of_several_sites_is_of_their_patients_together(make_study: MakeStudy) -> None:
     """As scikit-learn's over all of them, also where a site has one image of each patient."""
     study = make_study(federation={"score": "loss"})
     model = build_model(study)
@@ -269,9 +267,9 @@ def test_the_score_of_several_sites_is_of_their_patients_together(make_study: Ma
     (of_many,) = scores_of(study, [arrays_of(model)])
     p_NK = softmax(logits_of(model, single, "ct", device=CPU).astype(float), axis=1)
     of_two = -log_loss([1, 0], p_NK)
-    found = score_of(measure, [{"ct": VALIDATION}, {"ct": single}, {}], study)
-    assert found == pytest.approx((16 * of_many + 2 * of_two) / 18)
-    assert score_of(measure, [], study) is None
+    found = figures_of(measure, [{"ct": VALIDATION}, {"ct": single}, {}], study)
+    assert found == {"ct": pytest.approx((16 * of_many + 2 * of_two) / 18)}
+    assert figures_of(measure, [], study) == {}
 
 
 def moves(study: Study, rounds: int) -> list[float]:
@@ -301,10 +299,14 @@ def moves(study: Study, rounds: int) -> list[float]:
     ],
 )
 def test_schedules_count_the_rounds_from_the_first(
-    make_study: MakeStudy, schedule: dict[str, Any], expected: Sequence[float]
+    make_study: MakeStudy,
+    plain_sgd: dict[str, Any],
+    schedule: dict[str, Any],
+    expected: Sequence[float],
 ) -> None:
     """Plain SGD moves each weight in proportion to its rate, too little to change a score."""
-    training = {**PLAIN_SGD, "head_lr": 1e-4, "backbone_lr": 1e-9, "train": "head"}
+    rates = {"head_lr": 1e-4, "backbone_lr": 1e-9, "train": "head"}
+    training = plain_sgd | {"batch_size": 4096} | rates
     constant = moves(make_study(rounds=4, training=training), 4)
     found = moves(make_study(rounds=4, training={**training, "schedule": schedule}), 4)
     assert np.array(found) == pytest.approx(np.array(expected) * constant, rel=0.01)

@@ -20,7 +20,7 @@ from client.dataset import TaskData
 from client.evaluate import logits_of
 from client.final_model import final_model, tuned_model
 from client.local_figures import patient_cases
-from client.personal import score_of
+from client.personal import choice_score
 from client.predict import joined
 from client.site import Site
 from client.store import FINAL, PERSONAL, SiteStore
@@ -190,7 +190,7 @@ def test_one_class_is_compared_by_the_loss(
     site = finished(config, study, make_order)
     model = final_model(config, study, device=CPU).model
     data = site.prepare(study).tasks["ct"]
-    score = score_of(study, (model, model), "ct", data, device=CPU)
+    score = choice_score(study, (model, model), "ct", data, device=CPU)
     assert (score.metric, score.patients, score.better) == ("loss", 1, False)
     assert score._replace(tuned=0.1, final=0.2).better
     assert not score._replace(metric="auroc", tuned=0.1, final=0.2).better

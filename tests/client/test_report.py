@@ -16,6 +16,7 @@ from client.config import SiteConfig
 from client.feedback import file_of, kept, known_cases
 from client.report_federation import federation_of
 from client.site import Site
+from common.arrays import digest
 from common.errors import (
     DataError,
     FederationError,
@@ -165,7 +166,8 @@ def exported(folder: Path, study: Study, **card: Any) -> Path:
     assert load_file(folder / "model.safetensors")
     (folder / "study.toml").write_text(toml_text(study))
     if card:
-        (folder / "card.json").write_text(json.dumps({"digest": study.digest(), **card}))
+        said = {"digest": study.digest(), "arrays_sha256": digest(arrays), "measured_same": True}
+        (folder / "card.json").write_text(json.dumps(said | card))
     return folder
 
 

@@ -1,5 +1,6 @@
 """Laws of the clinician's page, in a headless Chromium: offline, operable, legible, harmless."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -315,6 +316,30 @@ def test_figures_on_the_page_are_those_measured(report: Report) -> None:
     assert f"({auroc.low:.3f} to {auroc.high:.3f})" in row[1]
     assert "0.930" in row[1]
     assert "(0.900 to 0.960)" in row[1]
+
+
+@pytest.mark.parametrize(
+    ("together", "same"),
+    [
+        ((3, None), True),  # a history names no arrays
+        ((3, MODEL), True),
+        ((3, "0" * 64), False),  # as many rounds, and members that weigh otherwise
+        ((3, ""), False),
+        ((2, MODEL), False),
+    ],
+)
+def test_figures_of_another_model_are_told_as_such(
+    together: tuple[int, str | None], *, same: bool, report: Report
+) -> None:
+    """Beside figures of all sites stands a warning, unless they are of the very model shown."""
+    assert report.federation is not None
+    rounds, sha256 = together
+    federation = report.federation._replace(model_round=rounds, sha256=sha256)
+    told = page_of(dataclasses.replace(report, federation=federation))
+    assert (f"after {rounds} rounds, another one than" not in told) == same
+    own = dataclasses.replace(report.figures, model="personal")
+    told = page_of(dataclasses.replace(report, federation=federation, figures=own))
+    assert ("another one than" not in told) == (rounds == 3)
 
 
 @needs_chromium

@@ -25,13 +25,6 @@ CPU = torch.device("cpu")
 MakeStudy = Callable[..., Study]
 MakeImages = Callable[..., Images]
 
-PLAIN_SGD: dict[str, Any] = {
-    "optimizer": "sgd",
-    "weight_decay": 0.0,
-    "head_lr": 0.5,
-    "backbone_lr": 0.125,
-}
-
 
 def run(
     model: FederatedModel,
@@ -89,9 +82,11 @@ def test_the_same_seed_gives_the_same_bytes(
     assert found[0][0].steps == 3 + 3
 
 
-def test_one_step_of_sgd_is_arithmetic(make_study: MakeStudy, make_images: MakeImages) -> None:
+def test_one_step_of_sgd_is_arithmetic(
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
+) -> None:
     """Every parameter becomes w - lr * gradient, by the rate of its part of the network."""
-    study, images = make_study(training=PLAIN_SGD), make_images(8)
+    study, images = make_study(training=plain_sgd), make_images(8)
     model = build_model(study)
     before, slopes = floats_of(model), gradients_by_autograd(model, images)
     done = one_step(model, images, study)
@@ -101,9 +96,11 @@ def test_one_step_of_sgd_is_arithmetic(make_study: MakeStudy, make_images: MakeI
         assert torch.allclose(value, before[name] - rate * slopes[name], rtol=1e-5, atol=1e-6), name
 
 
-def test_weight_decay_pulls_matrices_alone(make_study: MakeStudy, make_images: MakeImages) -> None:
+def test_weight_decay_pulls_matrices_alone(
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
+) -> None:
     """Decay adds its share of w to the gradient of arrays of two and more dimensions."""
-    study, images = make_study(training=PLAIN_SGD | {"weight_decay": 0.5}), make_images(8)
+    study, images = make_study(training=plain_sgd | {"weight_decay": 0.5}), make_images(8)
     model = build_model(study)
     before, slopes = floats_of(model), gradients_by_autograd(model, images)
     one_step(model, images, study)
@@ -213,12 +210,10 @@ def test_the_last_step_may_not_diverge_either(
 
 @pytest.mark.parametrize("clip_norm", [1e-3, 1e9])
 def test_the_clipped_gradient_is_bounded(
-    clip_norm: float, make_study: MakeStudy, make_images: MakeImages
+    clip_norm: float, make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
 ) -> None:
     """A step is the gradient scaled to the bound where it is longer, and untouched where not."""
-    study = make_study(
-        training=PLAIN_SGD | {"head_lr": 0.5, "backbone_lr": 0.5, "clip_norm": clip_norm}
-    )
+    study = make_study(training=plain_sgd | {"backbone_lr": 0.5, "clip_norm": clip_norm})
     model, images = build_model(study), make_images(8)
     before = floats_of(model)
     slopes = gradients_by_autograd(model, images).values()
@@ -278,9 +273,11 @@ def varied_by_hand(images: Images, study: Study, seed: int, task: str = "ct") ->
     return Images(pixels, images.labels, images.patients)
 
 
-def test_training_sees_the_varied_images(make_study: MakeStudy, make_images: MakeImages) -> None:
+def test_training_sees_the_varied_images(
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
+) -> None:
     """A step with augmentation is the step without it on images that were varied beforehand."""
-    plain, images = make_study(training=PLAIN_SGD), make_images(8)
+    plain, images = make_study(training=plain_sgd), make_images(8)
     study = varying(plain, "ct", rotation=90, flip=True, noise=0.1)
     batch = Batch("ct", np.arange(8))
     found, expected = build_model(study), build_model(plain)
@@ -290,12 +287,12 @@ def test_training_sees_the_varied_images(make_study: MakeStudy, make_images: Mak
     assert bytes_of(found) == bytes_of(expected)
 
 
-def test_an_image_is_varied_anew_each_time(make_study: MakeStudy, make_images: MakeImages) -> None:
+def test_an_image_is_varied_anew_each_time(
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
+) -> None:
     """Two steps on one batch see different images, and the images that are kept stay."""
-    study = varying(make_study(training=PLAIN_SGD | {"head_lr": 1e-30}), "ct", rotation=90)
-    study = study.model_copy(
-        update={"training": study.training.model_copy(update={"backbone_lr": 1e-30})}
-    )
+    standing = plain_sgd | {"head_lr": 1e-30, "backbone_lr": 1e-30}
+    study = varying(make_study(training=standing), "ct", rotation=90)
     images = make_images(8)
     before = images.pixels.clone()
     model = build_model(study)
@@ -330,10 +327,10 @@ def test_a_task_without_augmentation_is_not_varied(
 
 
 def test_heads_train_on_the_features_of_varied_images(
-    make_study: MakeStudy, make_images: MakeImages
+    make_study: MakeStudy, make_images: MakeImages, plain_sgd: dict[str, Any]
 ) -> None:
     """Where features are kept, a varied task goes through the frozen backbone, another does not."""
-    plain = make_study(("ct", "mr"), training={"train": "head"} | PLAIN_SGD)
+    plain = make_study(("ct", "mr"), training=plain_sgd | {"train": "head"})
     study = varying(plain, "ct", rotation=90, flip=True)
     images = {"ct": make_images(8), "mr": make_images(9, classes=3)}
     order = [Batch("ct", np.arange(8)), Batch("mr", np.arange(9))]

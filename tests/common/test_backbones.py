@@ -27,6 +27,8 @@ SIZES = {"alexnet": 64, "inception_v3": 96}
 """Pixels of a side for those that cannot take ``SIZE``."""
 SIZE = 32
 SLOW = {"vgg16", "vgg16_bn", "densenet201", "efficientnet_b7", "resnetv2_50d_gn"}
+SLOW_IN_PRIVATE = {"alexnet", "resnet50"}
+"""Their layers are all in others too; in double precision these take seconds."""
 
 
 class Built(NamedTuple):
@@ -67,12 +69,14 @@ def stepped(model: FederatedModel, size: int) -> None:
     optimizer.step()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BACKBONES
-    ],
-)
+def every_backbone(slow: set[str]) -> list[Any]:
+    """Return all backbones as parameters, some of them marked as slow."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in BACKBONES
+    ]
+
+
+@pytest.fixture(scope="module", params=every_backbone(SLOW))
 def built(request: pytest.FixtureRequest) -> Built:
     name: str = request.param
     return Built(name, SIZES.get(name, SIZE), build_model(study_of(name)))
@@ -153,6 +157,7 @@ def test_a_map_can_be_made(built: Built) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("built", every_backbone(SLOW | SLOW_IN_PRIVATE), indirect=True)
 def test_it_is_private_where_it_is_said_to_be(built: Built) -> None:
     """With frozen normalisation all can be trained privately, and single gradients are right.
 

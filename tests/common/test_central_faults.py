@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from common.errors import StudyError
+from common.federation import MEAN_STRATEGIES, STRATEGY_OPTIONS
 from common.privacy import CentralPrivacy
 from common.study import Study
-from common.study_faults import _ADAPTIVE, MEAN_STRATEGIES, STRATEGY_OPTIONS
+from common.study_faults import _ADAPTIVE
 
 
 def values(central: dict[str, Any] | None = None, **federation: Any) -> dict[str, Any]:

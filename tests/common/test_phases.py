@@ -100,8 +100,8 @@ def test_a_phase_that_would_freeze_nothing_is_refused(phase: str) -> None:
     study = study_of(phases=[{"rounds": 1, "train": "last:1"}, {"rounds": 1, "train": phase}])
     with pytest.raises(StudyError) as refused:
         build_model(study)
-    assert f"test_resnet has 5 stages; a phase with train = '{phase}'" in str(refused.value)
-    assert "k from 1 to 4" in refused.value.remedy
+    assert f"has 5 stages, and a phase with train = '{phase}'" in refused.value.message
+    assert "k from 1 to 4" in refused.value.message
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Laws of the small networks that pretrained ones are compared with."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,17 +13,7 @@ from common.plain_networks import LeNet5
 from common.study import Study
 from server.initial_weights import initial_model
 
-
-def study_of(name: str, weights: str = "start.safetensors", train: str = "all") -> Study:
-    return Study.parse(
-        {
-            "name": "s",
-            "rounds": 1,
-            "backbone": {"name": name, "weights": weights, "image_size": 32},
-            "tasks": {"t": {"modality": "CT", "classes": ["a", "b"]}},
-            "training": {"train": train},
-        }
-    )
+StudyOf = Callable[..., Study]
 
 
 def test_lenet_is_the_one_of_the_article() -> None:
@@ -42,14 +34,16 @@ def test_lenet_is_the_one_of_the_article() -> None:
 
 @pytest.mark.parametrize(("name", "features"), [("lenet5", 84), ("baseline_cnn", 256)])
 @pytest.mark.parametrize("size", [32, 47, 224])
-def test_images_of_any_size_have_as_many_features(name: str, features: int, size: int) -> None:
+def test_images_of_any_size_have_as_many_features(
+    study_of: StudyOf, name: str, features: int, size: int
+) -> None:
     """Features are (B, D) at any size from 32 pixels on, also an odd one."""
     model = build_model(study_of(name))
     assert model.features(torch.randn(2, 3, size, size)).shape == (2, features)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "baseline_cnn"])
-def test_signals_neither_fade_nor_explode(name: str) -> None:
+def test_signals_neither_fade_nor_explode(study_of: StudyOf, name: str) -> None:
     """At random weights features of unit noise differ between images, and are below 10 or so."""
     model = build_model(study_of(name))
     with torch.inference_mode():
@@ -66,7 +60,9 @@ def test_signals_neither_fade_nor_explode(name: str) -> None:
         ("baseline_cnn", "last:3", "features.1.0.weight"),
     ],
 )
-def test_what_trains_begins_at_a_stage(name: str, train: str, first: str) -> None:
+def test_what_trains_begins_at_a_stage(
+    study_of: StudyOf, name: str, train: str, first: str
+) -> None:
     """The last stages train from their first layer on."""
     model = build_model(study_of(name, train=train))
     trained = [n for n, value in model.backbone.named_parameters() if value.requires_grad]
@@ -75,7 +71,7 @@ def test_what_trains_begins_at_a_stage(name: str, train: str, first: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["lenet5", "baseline_cnn"])
-def test_nobody_has_weights_of_them(name: str) -> None:
+def test_nobody_has_weights_of_them(study_of: StudyOf, name: str) -> None:
     """Pretrained weights are refused with what to write instead; a random start is one."""
     with pytest.raises(WeightsError, match=f"no pretrained weights of {name}") as refused:
         initial_model(study_of(name, "pretrained"))

@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from common import federation, training
 from common import study as sections
 from common.errors import StudyError
+from common.federation import STRATEGY_OPTIONS as OPTIONS
 from common.section import Section
 from common.study import Study
-from common.study_faults import STRATEGY_OPTIONS as OPTIONS
 
 TOML = """
 name = "rare-trio"

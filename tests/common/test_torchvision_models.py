@@ -1,5 +1,6 @@
 """Laws of the backbones that torchvision has and timm has not."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,12 @@ from common.study import Study
 from server.initial_weights import initial_model
 
 NAMES = ("squeezenet1_1", "alexnet", "googlenet")
+StudyOf = Callable[..., Study]
 
 
-def study_of(weights: str, train: str = "all", name: str = "squeezenet1_1") -> Study:
-    return Study.parse(
-        {
-            "name": "s",
-            "rounds": 1,
-            "backbone": {"name": name, "weights": weights, "image_size": 64},
-            "tasks": {"t": {"modality": "CT", "classes": ["a", "b"]}},
-            "training": {"train": train},
-        }
-    )
-
-
-def test_it_is_torchvisions_network() -> None:
+def test_it_is_torchvisions_network(study_of: StudyOf) -> None:
     """With torchvision's arrays the features are torchvision's, to the last bit."""
-    model = build_model(study_of("start.safetensors")).eval()
+    model = build_model(study_of("squeezenet1_1")).eval()
     theirs = torchvision.models.squeezenet1_1(weights=None).eval()
     features: Any = model.backbone.features
     features.load_state_dict(theirs.features.state_dict())
@@ -39,9 +29,9 @@ def test_it_is_torchvisions_network() -> None:
         assert torch.equal(model.features(x), theirs.features(x).mean((2, 3)))
 
 
-def test_alexnet_is_torchvisions() -> None:
+def test_alexnet_is_torchvisions(study_of: StudyOf) -> None:
     """With torchvision's arrays and its last layer the logits are torchvision's."""
-    model = build_model(study_of("start.safetensors", name="alexnet")).eval()
+    model = build_model(study_of("alexnet")).eval()
     theirs = torchvision.models.alexnet(weights=None).eval()
     assert left_of(model, theirs) == {"classifier.6.weight", "classifier.6.bias"}
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -49,9 +39,9 @@ def test_alexnet_is_torchvisions() -> None:
         assert torch.equal(theirs.classifier[6](model.features(x)), theirs(x))
 
 
-def test_googlenet_is_torchvisions_on_its_own_input() -> None:
+def test_googlenet_is_torchvisions_on_its_own_input(study_of: StudyOf) -> None:
     """Of one image it says what torchvision's says, which turns ImageNet's input into another."""
-    model = build_model(study_of("start.safetensors", name="googlenet")).eval()
+    model = build_model(study_of("googlenet")).eval()
     theirs = torchvision.models.googlenet(
         weights=None, transform_input=True, aux_logits=False, init_weights=True
     ).eval()
@@ -82,10 +72,10 @@ def left_of(model: FederatedModel, theirs: nn.Module) -> set[str]:
         ("googlenet", "last:3", "inception3a.branch1.conv.weight"),
     ],
 )
-def test_stages_begin_behind_poolings(name: str, train: str, first: str) -> None:
+def test_stages_begin_behind_poolings(study_of: StudyOf, name: str, train: str, first: str) -> None:
     """The last stages train from their first layer on; the classifier of AlexNet is one stage."""
-    model = build_model(study_of("start.safetensors", train, name))
-    everything = list(build_model(study_of("start.safetensors", name=name)).backbone.state_dict())
+    model = build_model(study_of(name, train=train))
+    everything = list(model.backbone.state_dict())
     trained = [n for n, value in model.backbone.named_parameters() if value.requires_grad]
     assert trained[0] == first
     assert set(trained) <= set(everything[everything.index(first) :])
@@ -94,9 +84,9 @@ def test_stages_begin_behind_poolings(name: str, train: str, first: str) -> None
 @pytest.mark.parametrize(
     ("train", "first"), [("last:1", 9), ("last:2", 6), ("last:3", 3), ("all", 0)]
 )
-def test_its_stages_lie_between_its_poolings(train: str, first: int) -> None:
+def test_its_stages_lie_between_its_poolings(study_of: StudyOf, train: str, first: int) -> None:
     """What trains begins behind a pooling layer, and goes on to the end."""
-    model = build_model(study_of("start.safetensors", train))
+    model = build_model(study_of("squeezenet1_1", train=train))
     trained = {
         int(name.split(".")[1])
         for name, value in model.backbone.named_parameters()
@@ -107,26 +97,24 @@ def test_its_stages_lie_between_its_poolings(train: str, first: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_come_from_a_file_alone(name: str) -> None:
+def test_weights_come_from_a_file_alone(study_of: StudyOf, name: str) -> None:
     """Torchvision's own download is never read; the refusal says what to give instead."""
     with pytest.raises(WeightsError, match="never read") as refused:
-        initial_model(study_of("pretrained", name=name))
+        initial_model(study_of(name, "pretrained"))
     assert f"torchvision.models.{name}(" in refused.value.remedy
     assert hasattr(torchvision.models, name)
 
 
-def test_too_small_an_image_is_refused() -> None:
+def test_too_small_an_image_is_refused(study_of: StudyOf) -> None:
     """AlexNet cannot take 62 pixels, and the study that asks for it is refused."""
-    study = study_of("start.safetensors", name="alexnet")
-    small = study.backbone.model_copy(update={"image_size": 62})
     with pytest.raises(StudyError, match="62 x 62 pixels"):
-        build_model(study.model_copy(update={"backbone": small}))
+        build_model(study_of("alexnet", image_size=62))
 
 
-def test_real_weights_fit(shared: Path) -> None:
+def test_real_weights_fit(study_of: StudyOf, shared: Path) -> None:
     """The real file has every array of the backbone, and only the classifier beside it."""
     file = shared / "weights" / "squeezenet1_1_onnxzoo.torchvision.safetensors"
-    assert initial_model(study_of(str(file))).left_out == (
+    assert initial_model(study_of("squeezenet1_1", str(file))).left_out == (
         "classifier.1.bias",
         "classifier.1.weight",
     )

@@ -114,7 +114,7 @@ def test_a_schedule_with_a_period_needs_it(kind: str) -> None:
     [
         ({"kind": "plateau", "patience": 8}, "patience", {"patience": 7}),
         ({"kind": "step", "period": 10}, "period", {"period": 9.9}),
-        ({"warmup_rounds": 10}, "warmup_rounds", {"warmup_rounds": 9.9}),
+        ({"warmup_rounds": 10.1}, "warmup_rounds", {"warmup_rounds": 10}),
     ],
 )
 def test_a_schedule_acts_before_the_study_ends(
@@ -125,6 +125,23 @@ def test_a_schedule_acts_before_the_study_ends(
     assert list(found) == [f"schedule.{key}"]
     assert "10 rounds" in found[f"schedule.{key}"]
     Study.parse(values(training={"schedule": schedule | fits}))
+
+
+def test_nothing_hangs_on_scores_that_no_patient_is_held_out_for() -> None:
+    """Each key that asks validation scores is refused without a share of validation patients."""
+    federation = {"keep": "best", "early_stopping": {"patience": 2}, "votes": "validation"}
+    asks = values(
+        training={"schedule": {"kind": "plateau", "patience": 2}},
+        federation=federation,
+        ensemble=[{"seed": 1}, {"seed": 2}],
+    )
+    Study.parse(asks)
+    found = faults_of(asks | {"split": {"validation": 0}})
+    assert sorted(found) == [
+        *(f"federation.{key}" for key in sorted(federation)),
+        "training.schedule.kind",
+    ]
+    assert all("give split.validation a share" in said for said in found.values())
 
 
 def test_a_plateau_that_cannot_be_is_refused_with_its_default_too() -> None:

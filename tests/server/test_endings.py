@@ -72,6 +72,12 @@ def arrays_after(rounds: int, study: Make, play: Make, folder: Path) -> dict[str
     return load_file(folder / f"plain-{rounds}" / MODEL)
 
 
+def record_of(number: int, auroc: float) -> RoundRecord:
+    """Return the record of a round whose arriving model had this AUROC."""
+    tasks = {"ct": {"validation": {"pooled": {"auroc": auroc}}}}
+    return RoundRecord(number, number - 1, trained=True, combined=True, tasks=tasks)
+
+
 def same(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
     return one.keys() == other.keys() and all(
         np.array_equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one
@@ -152,10 +158,7 @@ def test_no_phase_before_the_last_one_ends_a_study(
     backbone = {"name": "test_resnet", "weights": "start.safetensors"}
     study = Study.parse(values | {"training": training, "backbone": backbone})
     layout = Layout({}, (), (), stages=stages)
-    records = [
-        RoundRecord(n, n - 1, trained=True, combined=True, score=0.5 if n > 1 else None)
-        for n in range(1, 31)
-    ]
+    records = [record_of(n, 0.5) for n in range(1, 31)]
     found = [endings.stopped(study, layout, records[:n]) for n in range(1, 31)]
     assert [n for n, said in enumerate(found, 1) if said] == list(range(last, 30))
     assert found[last - 1].startswith(
@@ -291,10 +294,7 @@ def test_only_what_may_be_needed_lies_on_the_disk(
 
 def test_what_may_be_needed_follows_from_the_history(make_small_study: Make) -> None:
     """Of an average only the last rounds of the study, unless it may end before."""
-    records = [
-        RoundRecord(n, n - 1, trained=True, combined=True, score=score)
-        for n, score in enumerate((0.9, 0.5, 0.8, 0.6), 1)
-    ]
+    records = [record_of(n, auroc) for n, auroc in enumerate((0.9, 0.5, 0.8, 0.6), 1)]
     plain, best = make_small_study(rounds=9), make_small_study(rounds=9, keep="best")
     assert endings.wanted(plain, records, 4) == set()
     assert endings.wanted(best, records, 4) == {2}

@@ -102,6 +102,20 @@ def test_members_of_an_ensemble_have_weights_of_their_own(
     assert sent > len(pretrained) + len(other)
 
 
+def test_check_refuses_what_could_not_be_run(make_study: Make, tmp_path: Path) -> None:
+    """A network whose statistics would travel is told before a study with central privacy runs."""
+    study = make_study(
+        backbone={"name": NAME, "weights": "none", "image_size": 32},
+        federation={"weighting": "equal"},
+        central_privacy={"noise_multiplier": 1.0},
+    )
+    file = tmp_path / "study.toml"
+    file.write_text(tomli_w.dumps(study.model_dump(exclude_none=True, mode="json")))
+    done = CliRunner().invoke(app, ["check", str(file)])
+    assert isinstance(done.exception, StudyError)
+    assert "running statistics" in done.exception.message
+
+
 @pytest.mark.parametrize(
     ("normalisation", "train"), [("frozen", "all"), ("average", "head"), ("local", "last:1")]
 )

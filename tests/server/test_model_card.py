@@ -126,10 +126,18 @@ def test_the_card_says_what_members_weigh(records: list[RoundRecord]) -> None:
     study = make_study(ensemble=ensemble, federation={"votes": "validation"})
     card = card_of(study, records)
     assert "networks weigh" not in markdown(card, study)
-    told = markdown(card | {"votes": {"lung": [0.75, 0.25]}}, study)
-    assert "the networks weigh test_resnet 0.750, test_vit 0.250.\n" in told
-    told = markdown(card | {"votes": {"lung": [0.5, 0.5]}}, study)
-    assert "weigh test_resnet 0.500, test_vit 0.500, the same: no scores of theirs" in told
+    measured = records[2].tasks["lung"]
+    measured["validation"] = measured["test"] | {"members": [{}, {}]}
+    card = card_of(study, records)
+    for votes, said in (
+        ([0.75, 0.25], "0.750, test_vit 0.250"),
+        ([0.5, 0.5], "0.500, test_vit 0.500"),
+    ):
+        told = markdown(card | {"votes": {"lung": votes}}, study)
+        assert f"the networks weigh test_resnet {said}.\n" in told
+    del measured["validation"]
+    told = markdown(card_of(study, records) | {"votes": {"lung": [0.5, 0.5]}}, study)
+    assert "weigh test_resnet 0.500, test_vit 0.500, for no scores of theirs were reported" in told
 
 
 def test_figures_stand_with_their_intervals(records: list[RoundRecord]) -> None:
@@ -165,10 +173,14 @@ def test_operating_points_are_of_the_very_model(records: list[RoundRecord]) -> N
     known = facts_of(study, records, 2)["operating"]["lung"]
     assert (known["temperature"], known["log_odds"], known["counted"]) == (1.7, 0.4, "images")
     earlier = card_of(study, records, 1)
-    assert earlier["operating"] == {}
-    text = markdown(earlier, study)
-    assert "no temperature and no threshold are known" in text
-    assert "not of the one exported" in section(text, "Metrics")
+    records[2].votes = {"lung": [0.5, 0.5]}
+    weighed = card_of(study, records) | facts_of(study, records, 2, {"lung": [0.75, 0.25]})
+    assert facts_of(study, records, 2, {"lung": [0.5, 0.5]})["operating"] != {}
+    for other in (earlier, weighed):
+        assert other["operating"] == {}
+        text = markdown(other, study)
+        assert "no temperature and no threshold are known" in text
+        assert "not of the one exported" in section(text, "Metrics")
 
 
 def test_patients_come_before_images(records: list[RoundRecord]) -> None:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from common.arrays import Array, Arrays, digest
-from common.federation import Federation
+from common.federation import MEAN_STRATEGIES, Federation
 from common.packed_arrays import PackedArrays
 from common.privacy import CentralPrivacy
-from common.study_faults import MEAN_STRATEGIES
 from common.update_norm import update_norm
 from server.central_privacy import SiteNoise
 from server.noisy_mean import with_noise

@@ -22,6 +22,8 @@ from server.rounds import begin_study
 Make = Callable[..., Any]
 STRATEGIES = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 KILLED = 9
+EACH_HALF = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
+"""The moments in question are too many for each run of the tests: the other half is slow."""
 NAMES = ("a", "b", "c")
 ENDINGS: dict[str, dict[str, Any]] = {
     "early": {"rounds": 9, "early_stopping": {"patience": 1}},
@@ -143,21 +145,22 @@ def left_over(folder: Path, whole: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {path.name for path in whole.iterdir()}
 
 
+@EACH_HALF
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_killed_at_any_moment_the_study_ends_as_if_it_had_not_been(
-    strategy: str, coordinator: Make, make_small_study: Make, tmp_path: Path
+    strategy: str, half: int, coordinator: Make, make_small_study: Make, tmp_path: Path
 ) -> None:
     """Whichever moment it dies at, the next coordinator ends with the same bytes.
 
     Each round is in the history once, with every site's reply counted once. The strategies share
-    the moments among them: each takes every fifth.
+    the moments among them: each takes every tenth, and in its other half the one after.
     """
     study = make_small_study(strategy=strategy)
     whole = tmp_path / "whole"
     coordinator(study, whole)
     expected = [told(line) for line in lines_of(whole)]
     died = 0
-    for fatal in range(1 + STRATEGIES.index(strategy), 1000, 5):
+    for fatal in range(1 + 2 * STRATEGIES.index(strategy) + half, 1000, 10):
         folder = tmp_path / str(fatal)
         if not in_a_process_that_dies(coordinator, study, folder, fatal):
             break
@@ -168,23 +171,24 @@ def test_killed_at_any_moment_the_study_ends_as_if_it_had_not_been(
         assert [line for line in found if line["combined"]] == expected[:2], fatal
         assert found[-1] == expected[-1]
         assert left_over(folder, whole) <= {"strategies-1.safetensors"}
-    assert died > 8
+    assert died > 4
 
 
+@EACH_HALF
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_killed_at_any_moment_a_study_ends_after_the_same_round_with_the_same_model(
-    ending: str, coordinator: Make, make_small_study: Make, tmp_path: Path
+    ending: str, half: int, coordinator: Make, make_small_study: Make, tmp_path: Path
 ) -> None:
     """Whether it stops early, or ends with its best model or an average, is as undisturbed.
 
-    Each way to end takes every eighth moment.
+    Each way to end takes every sixteenth moment, and in its other half the second after.
     """
     study, whole = make_small_study(**ENDINGS[ending]), tmp_path / "whole"
     coordinator(study, whole)
     expected = [told(line) for line in lines_of(whole)]
     combined = [line for line in expected if line["combined"]]
     assert ("early" in ending) == (expected[-1]["stopped"] != "") == (len(combined) < study.rounds)
-    for fatal in range(1 + 2 * list(ENDINGS).index(ending), 1000, 8):
+    for fatal in range(1 + 4 * list(ENDINGS).index(ending) + 2 * half, 1000, 16):
         folder = tmp_path / str(fatal)
         if not in_a_process_that_dies(coordinator, study, folder, fatal):
             break

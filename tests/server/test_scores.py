@@ -1,7 +1,7 @@
 """Laws of the scores by which rounds are compared; the reference for a plateau is PyTorch's."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,18 @@ def told(auroc: float | None, loss: float = 0.5) -> dict[str, Any]:
 
 
 def history_of(found: Iterable[float | None]) -> list[RoundRecord]:
-    """Return the records of combined rounds whose arriving models had these scores."""
+    """Return the records of combined rounds whose arriving models had these AUROCs."""
     return [
-        RoundRecord(number, number - 1, trained=True, combined=True, score=score)
-        for number, score in enumerate(found, 1)
+        record_of(number, {} if of is None else {"ct": of}) for number, of in enumerate(found, 1)
     ]
+
+
+def record_of(number: int, figures: Mapping[str, float], **said: Any) -> RoundRecord:
+    """Return the record of a round whose arriving model had these AUROCs."""
+    tasks = {task: {"validation": told(figure)} for task, figure in figures.items()}
+    return RoundRecord(
+        number, number - 1, **{"trained": True, "combined": True, **said}, tasks=tasks
+    )
 
 
 def test_a_score_is_the_mean_over_the_tasks_that_define_it(make_study: Make) -> None:
@@ -48,23 +55,26 @@ def test_of_a_loss_less_is_better(make_small_study: Make) -> None:
     assert scores.score_of(make_small_study(), tasks) == 0.9
 
 
-def test_means_over_other_tasks_are_not_compared(make_study: Make) -> None:
-    """A round without a task's figure has no say, however good the others are; nor ends a study."""
-    values = make_study().model_dump(exclude_none=True) | {"rounds": 9}
-    ending = {"keep": "best", "early_stopping": {"patience": 3}}
-    study = Study.parse(values | {"federation": values["federation"] | ending})
-    easy, hard = (0.9, 0.9, 0.93, 0.95, 0.95), (0.6, None, 0.7, 0.75, 0.8)
-    records = history_of([None, *(0.0 for _ in easy)])
-    for record, one, other in zip(records[1:], easy, hard, strict=True):
-        record.tasks = {"a": {"validation": told(one)}}
-        record.tasks |= {} if other is None else {"b": {"validation": told(other)}}
-        record.score = scores.score_of(study, record.tasks)
-    assert records[2].score == 0.9
-    assert list(scores.of_rounds(study, records)) == [1, 3, 4, 5]
-    assert scores.best_round(study, records) == 5
-    # Of the first rounds alone the easy task is all that is known of.
-    early = [records[0], records[2]]
-    assert list(scores.of_rounds(study, early)) == [2]
+def test_what_only_the_last_exchange_knows_speaks_against_no_round(make_study: Make) -> None:
+    """The best round stays the best where a task has its first figure when all rounds are over."""
+    records = [record_of(n, {"a": a} if a else {}) for n, a in enumerate((0, 0.5, 0.9, 0.6), 1)]
+    said: dict[str, Any] = {"trained": False, "combined": False, "answered": ["a", "b"]}
+    last = record_of(5, {"a": 0.7, "b": 0.99}, **said)
+    assert scores.best_round(make_study(), [*records, last]) == 2
+    assert scores.best_round(make_study(), [*records, record_of(5, {"a": 0.95}, **said)]) == 4
+    assert scores.best_round(make_study(), [last]) == 4
+
+
+def test_an_attempt_of_too_few_sites_decides_nothing(make_study: Make) -> None:
+    """A task that it alone has figures of is not missing in the rounds that were made."""
+    records = history_of([None, 0.5, 0.9, 0.6])
+    attempt = record_of(2, {"ct": 0.99, "mr": 0.9}, combined=False)
+    assert scores.of_rounds(make_study(), [*records[:2], attempt, *records[2:]]) == {
+        1: {"ct": 0.5},
+        2: {"ct": 0.9},
+        3: {"ct": 0.6},
+    }
+    assert scores.best_round(make_study(), [*records[:2], attempt, *records[2:]]) == 2
 
 
 def test_where_patients_have_several_images_each_counts_once(make_study: Make) -> None:
@@ -76,11 +86,11 @@ def test_where_patients_have_several_images_each_counts_once(make_study: Make) -
 def test_scores_are_of_trained_models_that_enough_sites_measured(make_study: Make) -> None:
     """The initial model, rounds that were not combined, and rounds without figures have none."""
     records = history_of([0.9, 0.6, None, 0.7])
-    failed = RoundRecord(3, 2, trained=True, score=0.99)
-    last = RoundRecord(5, 4, trained=False, answered=["a", "b"], score=0.8)
+    failed = record_of(3, {"ct": 0.99}, combined=False)
+    last = record_of(5, {"ct": 0.8}, trained=False, combined=False, answered=["a", "b"])
     assert scores.of_rounds(make_study(), [*records[:2], failed, *records[2:], last]) == {
-        1: 0.6,
-        3: 0.7,
+        1: {"ct": 0.6},
+        3: {"ct": 0.7},
     }
 
 
@@ -96,7 +106,8 @@ def test_the_last_model_counts_once_enough_sites_have_measured_it(make_small_stu
     """A measurement by fewer sites than the quorum says nothing, nor one of an average."""
     study, records = make_small_study(rounds=3), history_of([0.5, 0.6, 0.7])
     for answered, averaged, best in ((["a", "b"], [], 3), (["a"], [], 2), (["a", "b"], [2, 3], 2)):
-        last = RoundRecord(4, 3, trained=False, answered=answered, averaged=averaged, score=0.9)
+        said = {"trained": False, "combined": False, "answered": answered, "averaged": averaged}
+        last = record_of(4, {"ct": 0.9}, **said)
         assert scores.best_round(study, [*records, last]) == best
 
 

@@ -77,6 +77,18 @@ def test_a_file_that_was_cut_is_an_output_error(size: int, tmp_path: Path) -> No
         StoredArrays(path, ("w",))
 
 
+def test_what_is_missing_or_of_no_size_is_an_output_error(tmp_path: Path) -> None:
+    """A folder that another version left, or somebody forged, is told when it is opened."""
+    path = save_model(tmp_path, {"w": np.zeros((0, 3), np.float32)}, {})
+    assert StoredArrays(path, ("w",))["w"].shape == (0, 3)
+    with pytest.raises(OutputError, match="it has no array v"):
+        StoredArrays(path, ("w", "v"))
+    text = path.read_bytes()[8:].replace(b"[0,3]", f"[0,{2**62},{2**62}]".encode())
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(OutputError, match="too big"):
+        StoredArrays(path, ("w",))
+
+
 def mapped() -> int:
     """Return the bytes of mapped files that are in this process's memory (proc(5), RssFile)."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -10,10 +10,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from common.arrays import Array, Arrays, digest
-from common.federation import Federation
+from common.federation import STRATEGY_OPTIONS, Federation
 from common.layout import SHARED, STATISTICS
 from common.packed_arrays import PackedArrays
-from common.study_faults import STRATEGY_OPTIONS
 from server import strategies
 from server.exact_sum import largest_change
 from server.strategies import FoldingAverage, make_combiner

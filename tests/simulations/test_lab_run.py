@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,9 @@ kind = "vote"
 of = ["FedAvg"]
 across_seeds = true
 """
+HEAD = LAB.split("[rows.alone]", maxsplit=1)[0]
+FEDERATED = LAB[LAB.index("[rows.FedAvg]") : LAB.index("[rows.diverged]")]
+FOLDER = 'hospitals = { folder = "hospitals" }'
 FAILED = ("diverged", "frozen")
 
 
@@ -250,8 +254,7 @@ def test_a_training_that_was_not_finished_is_done_again(copied: Path) -> None:
 def test_a_changed_lab_has_trainings_of_its_own(copied: Path) -> None:
     """A row with another study is trained in another folder; the other rows are not."""
     before = results(copied)
-    kept = LAB.split("[rows.alone]", maxsplit=1)[0]
-    text = f'{kept}[rows.renamed]\n[rows.new]\nstudy = {{ "training.loss" = "focal" }}\n'
+    text = f'{HEAD}[rows.renamed]\n[rows.new]\nstudy = {{ "training.loss" = "focal" }}\n'
     (copied / "lab.toml").write_text(text, encoding="utf-8")
     compare(lab_reading.load(copied / "lab.toml"), copied / "out", threads=1)
     after = results(copied)
@@ -263,14 +266,13 @@ def test_a_changed_lab_has_trainings_of_its_own(copied: Path) -> None:
 def test_what_cannot_be_built_is_told_and_not_trained(copied: Path) -> None:
     """A row whose network has no place for what it asks is no training that failed."""
     before = results(copied)
-    kept = LAB.split("[rows.alone]", maxsplit=1)[0]
     ask = 'study = { "evaluation.normalisation" = "adapted", "backbone.name" = "lenet5" }\n'
-    (copied / "lab.toml").write_text(f"{kept}[rows.FedAvg]\n[rows.none]\n{ask}", encoding="utf-8")
+    (copied / "lab.toml").write_text(f"{HEAD}[rows.FedAvg]\n[rows.none]\n{ask}", encoding="utf-8")
     said = io.StringIO()
     loaded = lab_reading.load(copied / "lab.toml")
     found = compare(loaded, copied / "out", threads=1, console=Console(file=said, width=40))
     (reason,) = found["tasks"]["spots"]["rows"][1]["reasons"]
-    assert "lenet5 has no batch normalisation" in reason
+    assert "batch normalisation" in reason
     assert said.getvalue() == f"none cannot apply: {reason}\n"
     assert results(copied) == before
     assert not list((copied / "out" / "trainings").glob("none-*"))
@@ -296,9 +298,8 @@ def test_two_processes_do_not_share_a_folder(copied: Path) -> None:
 
 def test_a_lab_without_any_result_is_an_error(copied: Path) -> None:
     """Where every row fails there is no table, and the reasons are told."""
-    kept, rows = LAB.split("[rows.alone]")
-    diverged = rows[rows.index("[rows.diverged]") : rows.index("[rows.frozen]")]
-    (copied / "lab.toml").write_text(kept + diverged, encoding="utf-8")
+    diverged = LAB[LAB.index("[rows.diverged]") : LAB.index("[rows.frozen]")]
+    (copied / "lab.toml").write_text(HEAD + diverged, encoding="utf-8")
     with pytest.raises(FederationError, match="diverged: QuorumError"):
         compare(lab_reading.load(copied / "lab.toml"), copied / "other", threads=1)
     assert not (copied / "other" / "table.json").exists()
@@ -322,12 +323,14 @@ def test_the_pages_show_every_row(done: Path) -> None:
             picture.verify()
 
 
-def test_the_command_prints_the_table(rarefed_sim: Program, done: Path) -> None:
+def test_the_command_prints_the_table(rarefed_sim: Program, copied: Path) -> None:
     """For a person as tables of 80 columns with notes, for a script as JSON.
 
     What cannot apply is told on stderr before.
     """
-    words = ("compare", done / "lab.toml", "--out", done / "out", "--threads", "1")
+    rows = FEDERATED + LAB[LAB.index("[rows.frozen]") : LAB.index("[rows.tuned]")]
+    (copied / "lab.toml").write_text(HEAD + rows, encoding="utf-8")
+    words = ("compare", copied / "lab.toml", "--out", copied / "out", "--threads", "1")
     code, out, err = rarefed_sim(*words)
     assert (code, len(err.splitlines())) == (0, 1)
     assert err.startswith("frozen cannot apply: training.train: ")
@@ -335,19 +338,43 @@ def test_the_command_prints_the_table(rarefed_sim: Program, done: Path) -> None:
     assert "frozen: training.train" in out
     code, out, _ = rarefed_sim(*words, "--json")
     assert code == 0
-    assert json.loads(out) == table_of(done)
+    assert json.loads(out) == table_of(copied)
 
 
 def test_the_command_refuses_what_is_wrong(rarefed_sim: Program, tmp_path: Path) -> None:
-    """Faults, a lab that is not there, and data that are not given have exit codes of their own."""
+    """Faults, and a lab that is not there, have exit codes of their own."""
     (tmp_path / "lab.toml").write_text('name = "x"\nstudy = {}\n', encoding="utf-8")
     code, _, err = rarefed_sim("compare", tmp_path / "lab.toml", "--out", tmp_path / "o")
     assert code == 10
     assert "hospitals: this key is missing" in " ".join(err.split())
     assert rarefed_sim("compare", "nothing", "--out", tmp_path / "o")[0] == 10
-    code, _, err = rarefed_sim("compare", "federated", "--out", tmp_path / "o")
+
+
+def test_all_missing_data_sets_are_told_before_anything_is_made(
+    rarefed_sim: Program, data_sets: Path, tmp_path: Path
+) -> None:
+    """Each is named; no network is built, and no folder left; what is there is not named."""
+    words = ("compare", "federated", "--out", tmp_path / "o")
+    named = ("ct_iqoth", "mri_brain_tumour", "fundus_idrid")
+    for given, remedy in (((), "give --data FOLDER"), (("--data", data_sets), "to --data.")):
+        code, _, err = rarefed_sim(*words, *given)
+        assert code == MissingFolderError.exit_code
+        assert all(f"  - {name}: there is no " in err for name in named)
+        assert remedy in err
+        assert "cannot apply" not in err
+    deals = "".join(
+        f'[[hospitals.deal]]\ndataset = "{name}"\ntask = "spots"\n' for name in ("spots", "none")
+    )
+    lab = f"{HEAD.replace(FOLDER, '')}{deals}[rows.one]\n"
+    (tmp_path / "lab.toml").write_text(lab, encoding="utf-8")
+    err = rarefed_sim("compare", tmp_path / "lab.toml", *words[2:], "--data", data_sets)[2]
+    assert err.count("there is no") == 1
+    assert f"  - none: there is no {data_sets / 'none' / 'labels.csv'}" in err
+    (tmp_path / "lab.toml").write_text(f"{HEAD}[rows.one]\n", encoding="utf-8")
+    code, _, err = rarefed_sim("compare", tmp_path / "lab.toml", *words[2:])
     assert code == MissingFolderError.exit_code
-    assert "--data" in err
+    assert f"There is no hospital in {tmp_path / 'hospitals'}" in err
+    assert not (tmp_path / "o").exists()
 
 
 def test_take_deals_so_many_of_each_label(data_sets: Path) -> None:
@@ -367,9 +394,7 @@ def test_a_recipe_is_dealt_once(data_sets: Path, tmp_path: Path) -> None:
     """Hospitals of a recipe are made in a folder of their own and found again."""
     file = tmp_path / "lab.toml"
     deal = 'dataset = "spots"\ntask = "spots"\nsites = 2\nskew = "iid"\n'
-    head = LAB.split("[rows.alone]", maxsplit=1)[0].replace(
-        'hospitals = { folder = "hospitals" }', ""
-    )
+    head = HEAD.replace(FOLDER, "")
     text = f"{head}[[hospitals.deal]]\n{deal}take = {{ with = 16, without = 16 }}\n[rows.one]\n"
     file.write_text(text, encoding="utf-8")
     loaded = lab_reading.load(file, data=data_sets)
@@ -385,46 +410,63 @@ def test_a_recipe_is_dealt_once(data_sets: Path, tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == [folders[0].parent.name]
 
 
-def test_a_lab_that_is_interrupted_says_that_it_goes_on(done: Path, tmp_path: Path) -> None:
+def words_of(lab: str, hospitals: Path, folder: Path) -> list[str | Path]:
+    """Return the words that run a lab in a folder, at copies of two hospitals."""
+    for number in (1, 2):
+        name = f"hospital-{number}"
+        shutil.copytree(hospitals / name, folder / "hospitals" / name)
+    (folder / "lab.toml").write_text(lab, encoding="utf-8")
+    return ["compare", folder / "lab.toml", "--out", folder / "out", "--threads", "1"]
+
+
+def test_a_lab_that_is_interrupted_says_that_it_goes_on(
+    rarefed_sim: Program, template: Path, tmp_path: Path
+) -> None:
     """Ctrl-C ends with the code of an interruption, and a sentence on stderr."""
-    shutil.copytree(done / "hospitals", tmp_path / "hospitals")
-    (tmp_path / "lab.toml").write_text(LAB, encoding="utf-8")
-    words = ["compare", tmp_path / "lab.toml", "--out", tmp_path / "out", "--threads", "1"]
-    script = Path(sys.executable).with_name("rarefed-sim")
-    # Where the tests run in the background SIGINT is ignored, and by the programs they start too.
+    head = HEAD.replace("rounds = 2", "rounds = 1000").replace("seeds = [1, 2]", "seeds = [1]")
+    words = words_of(f"{head}[rows.FedAvg]\n", template, tmp_path)
+    main, over = threading.get_ident(), threading.Event()
+
+    def press() -> None:
+        while not over.wait(0.02):
+            if list(tmp_path.glob("out/trainings/*")):
+                signal.pthread_kill(main, signal.SIGINT)
+                return
+
+    presser = threading.Thread(target=press)
+    # Where the tests run in the background SIGINT is ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(
-        [script, *words], start_new_session=True, stderr=subprocess.PIPE, text=True
-    )
-    signal.signal(signal.SIGINT, before)
-    while not list(tmp_path.glob("out/trainings/*")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
+    presser.start()
+    try:
+        code, _, err = rarefed_sim(*words)
+    finally:
+        over.set()
+        presser.join()
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
     assert err.splitlines()[-1] == "Stopped; the same command goes on from here."
+    assert not results(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_lab_that_is_killed_goes_on(done: Path, tmp_path: Path) -> None:
+def test_a_lab_that_is_killed_goes_on(rarefed_sim: Program, done: Path, tmp_path: Path) -> None:
     """Killed in the middle, started again: finished trainings stay, and the table is the same."""
-    shutil.copytree(done / "hospitals", tmp_path / "hospitals")
-    (tmp_path / "lab.toml").write_text(LAB, encoding="utf-8")
-    words = ["compare", tmp_path / "lab.toml", "--out", tmp_path / "out", "--threads", "1"]
+    words = words_of(HEAD + FEDERATED, done / "hospitals", tmp_path)
     script = Path(sys.executable).with_name("rarefed-sim")
     process = subprocess.Popen([script, *words], start_new_session=True)
-    while len(results(tmp_path)) < 3:
+    while not results(tmp_path):
+        assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = results(tmp_path)
-    subprocess.run([script, *words], check=True, stdout=subprocess.DEVNULL)
+    assert len(before) < 4
+    assert rarefed_sim(*words)[0] == 0
+    assert len(results(tmp_path)) == 4
     assert before.items() <= results(tmp_path).items()
     wanted, found = rows_of(done), rows_of(tmp_path)
-    assert {n: row["metrics"] for n, row in found.items()} == {
-        n: row["metrics"] for n, row in wanted.items()
-    }
+    assert list(found) == ["FedAvg", "FedBN"]
+    assert all(row["metrics"] == wanted[name]["metrics"] for name, row in found.items())
 
 
 @pytest.mark.slow

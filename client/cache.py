@@ -8,9 +8,7 @@ damaged is dropped and made anew. Shapes: n images of a source, C channels, S im
 """
 
 import hashlib
-import io
 import itertools
-import json
 import logging
 import os
 import re
@@ -18,15 +16,11 @@ import secrets
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from client.cache_entry import Entry, from_files, to_files
 from client.config import SiteConfig
 from client.owned_files import make_private_folder
 from common.file_lock import locked
@@ -41,21 +35,9 @@ _KEPT = 15 / 16  # of the bound, after an eviction
 _UNSEEN = 1 / 32  # of the bound: what a process adds before it looks again at what others added
 _NAME = re.compile(r"\.?([0-9a-f]{64})\.(json|npy|[a-z0-9_]+\.part)")
 
-_SHAPE = re.compile(rb"'shape': \((\d+(?:, \d+)+)\)")
-_HEADER_BYTES = 256  # at least what NumPy's header takes
-
 _PROCESS, _number = secrets.token_hex(8), itertools.count()  # tell files that are being written
 
 _log = logging.getLogger(__name__)
-
-
-class Entry(NamedTuple):
-    """The prepared images of one source, and what is known of them."""
-
-    pixels: NDArray[np.float16]
-    """In [0, 1], shape (n, C, S, S)."""
-    said: Mapping[str, Any]
-    """Of JSON's types."""
 
 
 class Size(NamedTuple):
@@ -141,7 +123,7 @@ class Cache:
         said_file = self._path(key, "json")
         try:
             kept, data = said_file.read_bytes(), self._path(key, "npy").read_bytes()
-            entry = _entry(kept, data)
+            entry = from_files(kept, data)
             if entry is not None:
                 os.utime(said_file)  # used just now
         except FileNotFoundError:
@@ -158,9 +140,7 @@ class Cache:
         """Keep an entry, unless it alone is larger than the bound; older ones may go for it."""
         if not self._usable:
             return
-        data = _npy_header(entry.pixels.shape) + entry.pixels.tobytes()
-        said = canonical_json(entry.said)
-        kept = b'{"crc32":%d,"said":%s}' % (_checksum(said, data), said)  # canonical as a whole
+        kept, data = to_files(entry)
         added = len(kept) + len(data)
         if added > self._max_bytes * _KEPT:
             return
@@ -266,48 +246,6 @@ class Cache:
         """Remove files, the JSON first: an entry without it is none."""
         for file in sorted(files, key=lambda file: file.kind):
             file.path.unlink(missing_ok=True)
-
-
-def _entry(kept: bytes, data: bytes) -> Entry | None:
-    """Return the entry of two files' bytes; None where they are not what was written."""
-    try:
-        found = json.loads(kept)
-        if found["crc32"] != _checksum(canonical_json(found["said"]), data):
-            return None
-        shape = _shape_of(data)
-        pixels = np.frombuffer(data, "<f2", offset=len(_npy_header(shape))).reshape(shape)
-    except (ValueError, KeyError, TypeError):
-        return None
-    return Entry(pixels, found["said"])
-
-
-def _shape_of(data: bytes) -> tuple[int, ...]:
-    """Read the shape in a file of NumPy's without Python's parser, as NumPy would.
-
-    That parser fails now and then where several threads use it (CPython's issue 106905, seen in
-    3.11.7), and a site reads with many.
-
-    Raises:
-        ValueError: The file does not begin as those that are written here.
-    """
-    found = _SHAPE.search(data, 0, _HEADER_BYTES)
-    shape = tuple(map(int, found[1].split(b","))) if found else ()
-    if not data.startswith(_npy_header(shape)):
-        raise ValueError("no file of the cache's own form")
-    return shape
-
-
-def _checksum(said: bytes, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(said))
-
-
-@lru_cache(256)
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return what precedes the values of float16 in a file of NumPy's."""
-    buffer = io.BytesIO()
-    described = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
 
 
 def _last_use(files: Iterable[_File]) -> float:

@@ -4,10 +4,7 @@ Nothing of them is kept or sent. Shapes: N training images, M images that are as
 features, K classes.
 """
 
-import shlex
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from client.classical import Classifier, Features, Floats, fit_and_ask
+from client.classical_features import (
+    FeaturesOf,
+    backbone_features,
+    check_installed,
+    edges_and_textures,
+)
 from client.config import SiteConfig
 from client.dataset import Images, TaskData
 from client.final_model import first_model
-from client.handcrafted import handcrafted_features
-from client.out_of_distribution import pooled_features
 from common.classical_names import Way
 from common.errors import (
     DataError,
@@ -30,12 +31,9 @@ from common.errors import (
     RarefedError,
     StudyError,
 )
-from common.models import FederatedModel
 from common.seeds import stream
 from common.study import Study
 
-FeaturesOf = Callable[[Images], NDArray[np.float32]]
-"""From images to their features, shape (N, D)."""
 LEAST_PATIENTS = 2
 """Training patients of a class; what one alone has in common is not told from who it is."""
 
@@ -55,27 +53,6 @@ RECIPES: Mapping[Way, Recipe] = {
     Way.HANDCRAFTED_SVM: Recipe("handcrafted", "svm"),
     Way.HANDCRAFTED_FOREST: Recipe("handcrafted", "forest"),
 }
-
-
-def edges_and_textures(images: Images) -> NDArray[np.float32]:
-    """Return features that nothing has learned; see ``client.handcrafted``."""
-    return handcrafted_features(images.pixels)
-
-
-def frozen_features(model: FederatedModel, device: torch.device) -> FeaturesOf:
-    """Return what computes a backbone's pooled features.
-
-    Args:
-        model: The network on ``device``, in evaluation mode.
-        device: Where the arithmetic runs.
-    """
-
-    def of(images: Images) -> NDArray[np.float32]:
-        if not len(images):
-            return np.zeros((0, 0), np.float32)
-        return pooled_features(model, images, device=device)
-
-    return of
 
 
 def fit_task(
@@ -175,7 +152,7 @@ def _features(kind: Features, config: SiteConfig, study: Study, device: torch.de
         check_installed()
         return edges_and_textures
     _check_pretrained(study)
-    return frozen_features(first_model(config, study, device=device).model, device)
+    return backbone_features(first_model(config, study, device=device).model, device)
 
 
 def _of(kind: Features, ways: Collection[Way]) -> list[Way]:
@@ -284,21 +261,6 @@ def _too_few(study: Study, tasks: Mapping[str, TaskData]) -> dict[str, str]:
 def _patients_by_class(images: Images, classes: Sequence[str]) -> dict[str, int]:
     pairs = set(zip(images.labels.tolist(), images.patients, strict=True))
     return {label: sum(k == own for own, _ in pairs) for k, label in enumerate(classes)}
-
-
-def check_installed() -> None:
-    """Refuse to compute edges and textures without the package that does.
-
-    Raises:
-        OutputError: It is not installed.
-    """
-    if find_spec("skimage") is None:
-        raise OutputError(
-            "Edges and textures cannot be computed without scikit-image, of rarefed[classical].",
-            remedy="Install the extra into rarefed's own Python: "
-            f"{shlex.quote(sys.executable)} -m pip install 'rarefed[classical]'. Or leave out "
-            f"{Way.HANDCRAFTED_SVM} and {Way.HANDCRAFTED_FOREST}: the other ways do not need it.",
-        )
 
 
 def _check_pretrained(study: Study) -> None:

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from client.cache import Cache, Entry, content_of, key_of
+from client.cache import Cache, content_of, key_of
+from client.cache_entry import Entry
 from client.config import SiteConfig
 from client.looks import Look, look_from, said_of
 from client.manifest import Row

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from client.classical_ways import edges_and_textures, fit_task, frozen_features
+from client.classical_features import backbone_features, edges_and_textures
+from client.classical_ways import fit_task
 from client.dataset import Images
 from client.site import Site
 from common.models import FederatedModel
@@ -46,7 +47,7 @@ def each_classical(
     """
     training, places = yardsticks.held_out(study, sites, "train")
     device = sites[0].device
-    frozen = frozen_features(start.to(device).eval(), device)
+    frozen = backbone_features(start.to(device).eval(), device)
     of = edges_and_textures if row.features == "handcrafted" else frozen
     for task, images in training.items():
         tell(f"{row.features} features of {task}")

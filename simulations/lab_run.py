@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from client.classical_ways import check_installed
+from client.classical_features import check_installed
 from client.weighted_metrics import Cases
 from common.errors import FederationError, OutputError, RarefedError
 from common.file_lock import locked

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.cache import STALE_SECONDS, Cache, Entry, cache_of, content_of, key_of
+from client.cache import STALE_SECONDS, Cache, cache_of, content_of, key_of
+from client.cache_entry import Entry
 from client.config import Limits, SiteConfig, TaskFiles
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,7 +264,8 @@ WRITER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from client.cache import Cache, Entry, key_of
+from client.cache import Cache, key_of
+from client.cache_entry import Entry
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 for kill in range(kills):
     child = os.fork()
@@ -299,7 +301,8 @@ FILLER = """
 import sys
 from pathlib import Path
 import numpy as np
-from client.cache import Cache, Entry, key_of
+from client.cache import Cache, key_of
+from client.cache_entry import Entry
 cache = Cache(Path(sys.argv[1]), int(sys.argv[2]))
 for number in range(300):
     key = key_of(f"{number:064x}", {})

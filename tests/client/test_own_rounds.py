@@ -189,7 +189,8 @@ def test_the_scores_alone_decide(
     expected: tuple[int, int],
 ) -> None:
     """Rounds that are made, and whose network is left, follow from the scores of the networks."""
-    study = make_study(rounds=7, federation={"score": "loss", **federation})
+    federation = {"score": "loss", **federation}
+    study = make_study(rounds=7, training={"train": "head"}, federation=federation)
     ended, arrays, each = trained(study, patients(WITHOUT), form=says(study, losses))
     assert ended == Ended(*expected)
     assert digest(arrays) == digest(each[expected[1] - 1])
@@ -213,7 +214,7 @@ def test_without_a_score_all_rounds_are_made(
 ) -> None:
     """The last network stays: without patients, and where all are of one class without AUROC."""
     federation = {"score": score, "keep": "best", "early_stopping": {"patience": 1}}
-    study = make_study(rounds=5, federation=federation)
+    study = make_study(rounds=5, training={"train": "head"}, federation=federation)
     ended, arrays, each = trained(study, patients(*validation))
     assert ended == Ended(5, 5)
     assert digest(arrays) == digest(each[-1])

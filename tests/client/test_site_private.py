@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from safetensors.numpy import load_file
 
 from client.audit import AUDIT_FILE
 from client.audit_check import verify
@@ -77,6 +78,27 @@ def test_a_private_training_is_entered_and_says_no_loss(
     assert answer.reply.training.loss is None
     assert answer.reply.training.steps == 3
     assert all(np.isfinite(v).all() for a in answer.reply.groups.values() for v in a.values())
+
+
+def test_personal_heads_are_trained_with_the_same_noise_and_stay(
+    private_study: Callable[..., Study], make_hospital: MakeHospital, make_order: MakeOrder
+) -> None:
+    """A head that never travels moves by the noisy gradients too, at the price of one that does."""
+    shared, own = private_study(), private_study(federation={"personal": "head"})
+    config, order = make_hospital(splits=SPLITS), make_order(own)
+    assert order.base is not None
+    answer = with_ledger(config).answer(order)
+    assert set(changes(answer)) == {"shared"}
+    (file,) = (config.state / "studies").rglob("local-1.safetensors")
+    kept = load_file(file)
+    assert set(kept) == {"heads.ct.weight", "heads.ct.bias"}
+    for name, value in kept.items():
+        assert np.isfinite(value).all()
+        assert not np.array_equal(value, order.base[name])
+    changes(with_ledger(config).answer(make_order(shared)))
+    one, other = (entry["privacy"] for entry in entries(config))
+    for cost in ("noise_multiplier", "sample_rate", "steps"):
+        assert one[cost] == other[cost]
 
 
 def test_the_seed_of_the_study_does_not_tell_the_noise(

@@ -234,10 +234,11 @@ def test_a_stopped_study_goes_on_where_it_stood(running: Coordinator) -> None:
     """A stop ends the run within seconds and keeps the rounds; resumed, none is done twice."""
     study = running.run("stopping", 500)
     assert wait_for(lambda: len(lines(study / "counted")) >= 2)
+    server_app = Identity.of(lines(study / "pids")[-1])
     stopped = json.loads(running.command("stop", "stopping", "--json").stdout)
     assert stopped["state"] == "stopped"
     done = lines(study / "counted")
-    time.sleep(1)
+    assert wait_for(lambda: not server_app.is_running(), 10)
     assert lines(study / "counted") == done
     assert running.command("resume", "stopping", "--no-follow").returncode == 0
     assert wait_for(lambda: len(lines(study / "counted")) >= len(done) + 2)

@@ -80,8 +80,9 @@ def by_hand(study: Study, hospital: Path, task: str) -> tuple[Arrays, dict[str, 
     optimizer = make_optimizer(model, study.training)
     model.train()
     for batch in order:
-        x_BCHW = normalise(images.pixels[batch.indices], half, half)
-        loss = torch.nn.functional.cross_entropy(model(x_BCHW, task), images.labels[batch.indices])
+        chosen = torch.from_numpy(batch.indices)
+        x_BCHW = normalise(images.pixels[chosen], half, half)
+        loss = torch.nn.functional.cross_entropy(model(x_BCHW, task), images.labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

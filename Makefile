@@ -8,6 +8,8 @@ UV_PIP_INSTALL := $(UV) pip install --python $(BIN)/python
 
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
+# Else each of the hundreds of processes that tests start compiles torch and all else anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

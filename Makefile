@@ -27,7 +27,7 @@ federation: $(INSTALLED) ## Deploy a federation on this machine, kill its proces
 	$(BIN)/rarefed-sim rehearse --out rehearsal --again --separate --images $${RAREFED_SHARED:-../shared}/data
 
 test: $(INSTALLED) ## Run the tests, without the slow ones
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
 test-slow: $(INSTALLED) ## Run the slow tests alone; some need real images, see RAREFED_SHARED
 	$(BIN)/pytest -m slow

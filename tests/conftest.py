@@ -7,24 +7,25 @@ import pytest
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-# As many processes run tests as there are cores: threads of one would wait for those of another.
+# Several processes run tests: threads of one would wait for those of another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "200"  # rich asks once, when a console is made, and cuts what is wider
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = (
     "test_guides.py",
+    "simulations/test_federation.py",
+    "server/test_rounds_killed.py",
+    "simulations/test_cli.py",
+    "simulations/test_ensembles.py",
+    "simulations/test_lab",
     "deployment/",
     "server/test_daemon.py",
-    "server/test_rounds_killed.py",
-    "simulations/test_federation.py",
-    "simulations/test_ensembles.py",
-    "simulations/test_cli.py",
-    "simulations/test_lab",
     "simulations/",
 )
 """Tests that come first, by the beginning of their path: several processes share the files, and
-none is to wait at the end for one that has just begun on a long one."""
+none is to wait at the end for one that has just begun on a long one. Those of guides, deployment
+and daemon wait most of their time for processes of their own, so they come while others compute."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -179,17 +179,9 @@ STRATEGIES: dict[str, tuple[int, dict[str, float]]] = {
     "krum": (1, {"num_malicious_nodes": 0}),
 }
 """Rounds and options of each; those that carry something over need a second round."""
-LIKE_ANOTHER = {"fedyogi", "fedadagrad", "fedtrimmedavg"}
-"""They go the way of FedAdam, or of the median, and differ in the formula alone."""
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in LIKE_ANOTHER else ())
-        for name in STRATEGIES
-    ],
-)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_plays_to_the_end(
     small: Path, study_of: StudyOf, tmp_path: Path, strategy: str
 ) -> None:

@@ -1,10 +1,10 @@
 """Prepared images on the site's own disk, so that no image is decoded twice.
 
-An entry is what one source gives by one recipe: ``KEY.npy``, its images, and ``KEY.json``, what is
-known of them. The key is a hash of the source's content, of the version of the readers and of the
-recipe; paths and times are not in it. Files get their name when they are whole, the JSON last. They
-are not synced, for the checksum in the JSON tells of a file that a power cut has torn; what is
-damaged is dropped and made anew. Shapes: n images of a source, C channels, S image size.
+An entry is what one source gives by one recipe, in one file, ``KEY.safetensors``. The key is a hash
+of the source's content, of the version of the readers and of the recipe; paths and times are not in
+it. Files get their name when they are whole. They are not synced, for their checksum tells of one
+that a power cut has torn; what is damaged is dropped and made anew. Shapes: n images of a source,
+C channels, S image size.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from client.cache_entry import Entry, from_files, to_files
+from client.cache_entry import Entry, from_file, to_file
 from client.config import SiteConfig
 from client.owned_files import make_private_folder
 from common.file_lock import locked
@@ -29,11 +29,13 @@ from common.files import canonical_json, sha256_of
 READER_VERSION = 1
 """Raised whenever reading or preparing an image gives other values than before."""
 STALE_SECONDS = 3600.0
-"""Age at which a file that belongs to no whole entry is a leftover of a process that was killed."""
+"""Age at which a file that is no entry is a leftover, of a process that was killed or a version of
+old."""
 MEGABYTE = 1_000_000
 _KEPT = 15 / 16  # of the bound, after an eviction
 _UNSEEN = 1 / 32  # of the bound: what a process adds before it looks again at what others added
-_NAME = re.compile(r"\.?([0-9a-f]{64})\.(json|npy|[a-z0-9_]+\.part)")
+_ENTRY = ".safetensors"
+_NAME = re.compile(r"\.?[0-9a-f]{64}\.(safetensors|json|npy|[a-z0-9_]+\.part)")
 
 _PROCESS, _number = secrets.token_hex(8), itertools.count()  # tell files that are being written
 
@@ -49,10 +51,13 @@ class Size(NamedTuple):
 
 class _File(NamedTuple):
     path: Path
-    key: str
-    kind: str
     bytes: int
     time: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is an entry, and no leftover."""
+        return self.path.suffix == _ENTRY
 
 
 def content_of(path: Path) -> str:
@@ -120,12 +125,11 @@ class Cache:
         """Return an entry, or None where there is none that is whole."""
         if not self._usable:
             return None
-        said_file = self._path(key, "json")
+        file = self._path(key)
         try:
-            kept, data = said_file.read_bytes(), self._path(key, "npy").read_bytes()
-            entry = from_files(kept, data)
+            entry = from_file(file)
             if entry is not None:
-                os.utime(said_file)  # used just now
+                os.utime(file)  # used just now
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -133,24 +137,22 @@ class Cache:
             return None
         if entry is None:
             self._log.warning("an entry of the cache is damaged and will be made anew")
-            self._remove(key)
+            file.unlink(missing_ok=True)
         return entry
 
     def put(self, key: str, entry: Entry) -> None:
         """Keep an entry, unless it alone is larger than the bound; older ones may go for it."""
         if not self._usable:
             return
-        kept, data = to_files(entry)
-        added = len(kept) + len(data)
-        if added > self._max_bytes * _KEPT:
+        data = to_file(entry)
+        if len(data) > self._max_bytes * _KEPT:
             return
         try:
             with self._lock:
-                self._room -= added
+                self._room -= len(data)
                 if self._room < 0:
-                    self._room = self._make_room(added)
-            self._write(key, "npy", data)
-            self._write(key, "json", kept)
+                    self._room = self._make_room(len(data))
+            self._write(key, data)
         except OSError as error:
             self.stop(f"cannot be written ({error.strerror})")
 
@@ -176,7 +178,7 @@ class Cache:
             OSError: The folder cannot be read.
         """
         files = list(self._files())
-        return Size(sum(file.kind == "json" for file in files), sum(file.bytes for file in files))
+        return Size(sum(file.whole for file in files), sum(file.bytes for file in files))
 
     def clear(self) -> Size:
         """Remove every entry and leftover, and nothing else; return what that was.
@@ -190,17 +192,17 @@ class Cache:
                 file.path.unlink(missing_ok=True)
         return found
 
-    def _path(self, key: str, kind: str) -> Path:
-        return self.folder / f"{key}.{kind}"
+    def _path(self, key: str) -> Path:
+        return self.folder / (key + _ENTRY)
 
-    def _write(self, key: str, kind: str, data: bytes) -> None:
+    def _write(self, key: str, data: bytes) -> None:
         """Write a file under a passing name, readable by its owner alone, and give it its own."""
         passing = self.folder / f".{key}.{_PROCESS}_{os.getpid()}_{next(_number)}.part"
         handle = os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
-            passing.replace(self._path(key, kind))
+            passing.replace(self._path(key))
         except BaseException:
             passing.unlink(missing_ok=True)
             raise
@@ -209,44 +211,25 @@ class Cache:
         """Yield the files that are a cache's, by their names."""
         with os.scandir(self.folder) as listed:
             for found in listed:
-                if named := _NAME.fullmatch(found.name):
+                if _NAME.fullmatch(found.name):
                     try:
                         state = found.stat(follow_symlinks=False)
                     except FileNotFoundError:  # another process was faster
                         continue
-                    path = Path(found.path)
-                    yield _File(path, named[1], named[2], state.st_size, state.st_mtime)
+                    yield _File(Path(found.path), state.st_size, state.st_mtime)
 
     def _make_room(self, wanted: int) -> float:
         """Remove leftovers, and the entries that the bound has no room for; return what may come.
 
-        A file that belongs to no whole entry may be one that another process is writing, and is
-        removed only when it is old.
+        A file that is no entry may be one that another process is writing, and is removed only
+        when it is old.
         """
         bound, stale = self._max_bytes * _KEPT, time.time() - STALE_SECONDS
         with locked(self.folder / "lock"):
-            groups: dict[str, list[_File]] = {}
-            for file in self._files():
-                name = file.key if file.kind in {"json", "npy"} else file.path.name
-                groups.setdefault(name, []).append(file)
-            total = sum(file.bytes for files in groups.values() for file in files)
-            for files in sorted(groups.values(), key=_last_use):
-                whole = any(file.kind == "json" for file in files)
-                if total + wanted > bound if whole else _last_use(files) < stale:
-                    self._unlink(files)
-                    total -= sum(file.bytes for file in files)
+            files = sorted(self._files(), key=lambda file: file.time)
+            total = sum(file.bytes for file in files)
+            for file in files:
+                if total + wanted > bound if file.whole else file.time < stale:
+                    file.path.unlink(missing_ok=True)
+                    total -= file.bytes
         return min(bound - total, self._max_bytes * _UNSEEN) - wanted
-
-    def _remove(self, key: str) -> None:
-        self._path(key, "json").unlink(missing_ok=True)
-        self._path(key, "npy").unlink(missing_ok=True)
-
-    @staticmethod
-    def _unlink(files: Iterable[_File]) -> None:
-        """Remove files, the JSON first: an entry without it is none."""
-        for file in sorted(files, key=lambda file: file.kind):
-            file.path.unlink(missing_ok=True)
-
-
-def _last_use(files: Iterable[_File]) -> float:
-    return max(file.time for file in files)

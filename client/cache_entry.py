@@ -1,20 +1,19 @@
-"""An entry of the cache as two files: ``KEY.npy``, its images, and ``KEY.json``, what is known."""
+"""An entry of the cache as one file in the safetensors format: its images, and what is known."""
 
 import json
-import re
 import zlib
 from collections.abc import Mapping
-from functools import lru_cache
-from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from common.files import canonical_json
 
-_SHAPE = re.compile(rb"'shape': \((\d+(?:, \d+)+)\)")
-_HEADER_BYTES = 256  # at least what NumPy's header takes
+_PIXELS = "pixels"
 
 
 class Entry(NamedTuple):
@@ -26,50 +25,28 @@ class Entry(NamedTuple):
     """Of JSON's types."""
 
 
-def to_files(entry: Entry) -> tuple[bytes, bytes]:
-    """Return the bytes of an entry's two files, the JSON first; it has a checksum of both."""
-    data = _npy_header(entry.pixels.shape) + entry.pixels.tobytes()
+def to_file(entry: Entry) -> bytes:
+    """Return the bytes of an entry's file; a checksum of all that it says is among them."""
     said = canonical_json(entry.said)
-    return b'{"crc32":%d,"said":%s}' % (_checksum(said, data), said), data  # canonical as a whole
+    metadata = {"said": said.decode(), "crc32": str(_checksum(said, entry.pixels))}
+    return save({_PIXELS: np.ascontiguousarray(entry.pixels)}, metadata)
 
 
-def from_files(kept: bytes, data: bytes) -> Entry | None:
-    """Return the entry of two files' bytes; None where they are not what was written."""
-    try:
-        found = json.loads(kept)
-        if found["crc32"] != _checksum(canonical_json(found["said"]), data):
-            return None
-        shape = _shape_of(data)
-        pixels = np.frombuffer(data, "<f2", offset=len(_npy_header(shape))).reshape(shape)
-    except (ValueError, KeyError, TypeError):
-        return None
-    return Entry(pixels, found["said"])
-
-
-def _shape_of(data: bytes) -> tuple[int, ...]:
-    """Read the shape in a file of NumPy's without Python's parser, as NumPy would.
-
-    That parser fails now and then where several threads use it (CPython's issue 106905, seen in
-    3.11.7), and a site reads with many.
+def from_file(path: Path) -> Entry | None:
+    """Return the entry of a file; None where that is not what was written.
 
     Raises:
-        ValueError: The file does not begin as those that are written here.
+        OSError: It cannot be read, or there is none.
     """
-    found = _SHAPE.search(data, 0, _HEADER_BYTES)
-    shape = tuple(map(int, found[1].split(b","))) if found else ()
-    if not data.startswith(_npy_header(shape)):
-        raise ValueError("no file of the cache's own form")
-    return shape
+    try:
+        with safe_open(path, "np") as file:
+            found, pixels = file.metadata(), file.get_tensor(_PIXELS)
+        if int(found["crc32"]) != _checksum(found["said"].encode(), pixels):
+            return None
+        return Entry(pixels, json.loads(found["said"]))
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _checksum(said: bytes, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(said))
-
-
-@lru_cache(256)
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """Return what precedes the values of float16 in a file of NumPy's."""
-    buffer = BytesIO()
-    described = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
+def _checksum(said: bytes, pixels: NDArray[np.float16]) -> int:
+    return zlib.crc32(pixels.data, zlib.crc32(said + str((pixels.dtype, pixels.shape)).encode()))

@@ -191,10 +191,10 @@ def test_what_another_version_kept_is_made_anew(tmp_path: Path, cache: Cache) ->
     """An entry whose facts have other names than those of today is read again."""
     rows = rows_of(tmp_path, 1)
     (first,) = read(rows, cache=cache)
-    (said,) = cache.folder.glob("*.json")
-    entry = cache.get(said.stem)
+    (kept,) = cache.folder.glob("*.safetensors")
+    entry = cache.get(kept.stem)
     assert entry is not None
-    cache.put(said.stem, entry._replace(said={"facts": {"colour": "red"}}))
+    cache.put(kept.stem, entry._replace(said={"facts": {"colour": "red"}}))
     assert same(read(rows, cache=cache)[0], first)
 
 

@@ -130,6 +130,29 @@ def test_pooled_is_judged_in_each_round_as_in_the_end(small: Path, study_of: Stu
     assert {task: digest(arrays_of(form)) for task, form in kept.items()} == ends[1]
 
 
+def test_pooled_keeps_the_statistics_of_the_kept_rounds_phase(
+    small: Path, weights: Path, study_of: StudyOf
+) -> None:
+    """Where the best round trained heads alone, no statistics are estimated anew for any task."""
+    harmful = SGD | {"head_lr": 1e-4, "backbone_lr": 1e3}
+    study = study_of(
+        "spots",
+        "bars",
+        rounds=2,
+        backbone={"weights": str(weights)},
+        training=harmful | {"phases": [{"rounds": 1, "train": "head"}]},
+        federation={"score": "loss", "keep": "best"},
+        split={"validation": 0.4, "test": 0.3},
+    )
+    sites = [Site(SiteConfig.load(folder)) for folder in find_hospitals(small)[:3]]
+    start = initial_model(study).model
+    first = {name: value for name, value in arrays_of(start).items() if "heads" not in name}
+    assert any("running_mean" in name for name in first)
+    for _, model in yardsticks.each_pooled(study, sites, start, quiet):
+        kept = arrays_of(model)
+        assert all(np.array_equal(kept[name], value) for name, value in first.items())
+
+
 @pytest.mark.parametrize("kind", ["alone", "pooled"])
 def test_a_lab_tells_the_rounds_that_were_made(
     dealt: list[Path], standing: StudyOf, tmp_path: Path, kind: Any

@@ -374,13 +374,23 @@ def test_a_study_without_its_sites_does_not_begin(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalisation", ["average", "local"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbone": {"normalisation": "average"}},
+        {"backbone": {"normalisation": "local"}},
+        {"ensemble": [{}, {"seed": 2}], "federation": {"votes": "validation", "keep": "best"}},
+        {"training": {"phases": [{"rounds": 1, "train": "head"}]}, "rounds": 2},
+    ],
+    ids=["average", "local", "votes", "phases"],
+)
 def test_ray_gives_the_same_bytes(
-    small: Path, study_of: StudyOf, tmp_path: Path, normalisation: str
+    small: Path, weights: Path, study_of: StudyOf, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """The same study on Ray, with the same threads per site, ends in the inline engine's bytes."""
     pytest.importorskip("ray", reason="Ray is not installed: rarefed[simulation]")
-    study = study_of(backbone={"normalisation": normalisation})
+    pretrained = {"backbone": {"weights": str(weights)}} if "training" in changes else {}
+    study = study_of(**changes | pretrained)
     inline = model_bytes(study, small, tmp_path / "inline")
     play(study, find_hospitals(small), tmp_path / "ray", engine="ray", threads=1)
     assert (tmp_path / "ray" / "model.safetensors").read_bytes() == inline

@@ -15,19 +15,23 @@ import torch
 
 from client.anchor import initial_of, near_of
 from client.dataset import Images, round_of_batches
-from client.evaluate import Measured, evaluate
+from client.evaluate import Measured, evaluate, logits_apart, measured
+from client.features import FrozenFeatures
+from client.own_scores import ByTask, figures_of, votes_of
 from client.phases import PhaseFeatures, in_phase
 from client.train import train
-from common import metrics, scores
+from common import scores
 from common.arrays import Array, Arrays, mean_of
+from common.held_out import members_of
 from common.models import FederatedModel
 from common.seeds import stream
 from common.study import Study
 from common.weights import put, take
 
-ByTask = Mapping[str, Images]
 Form = Callable[[str, int], FederatedModel]
 """From a task and the rounds that were made to the network that is asked about the task."""
+Asked = Callable[[str], tuple[FederatedModel, FrozenFeatures | None]]
+"""From a task to the network that is asked about it, and its kept features."""
 
 
 class Patients(NamedTuple):
@@ -89,38 +93,18 @@ def train_rounds(
         train_round(number, scores.times_lowered(study.training.schedule, known))
         known = dict(found)  # a coordinator hears of this network with the next round's replies
         if scores.are_needed(study):
-            measure = _measurer(model, study, features, form, number, device)
+            measure = _measurer(_asked(model, features, form, number), study, device)
             figures = figures_of(measure, patients.validation, study)
             found |= {number: figures} if figures else {}
         _keep(kept, model, study, scores.best_of(found), number)
         if progress is not None:
             progress(number)
-    return _end(kept, model, study, scores.best_of(found), number)
-
-
-def figures_of(
-    measure: Callable[[str, Images], Measured], validation: Sequence[ByTask], study: Study
-) -> dict[str, float]:
-    """Return the validation figures of a network, as the coordinator makes them of sites' sums.
-
-    Each patient counts once.
-
-    Args:
-        measure: From a task and images of it to what the network makes of them.
-        validation: Validation images by task, of one site after the other.
-        study: Its tasks, and which figure is compared.
-
-    Returns:
-        By task, the higher the better; without the tasks that have no patients who define it.
-    """
-    found: dict[str, float | None] = {}
-    for name, task in study.tasks.items():
-        parts = [measure(name, own[name]) for own in validation if name in own]
-        states = [of.of_images if of.of_patients is None else of.of_patients for of in parts]
-        if states:
-            told = metrics.compute(metrics.merge(states), task.positive_index)
-            found[name] = told[study.federation.score]
-    return scores.figures_of(study.federation, found)
+    ended = _end(kept, model, study, scores.best_of(found), number)
+    if members_of(study):
+        asked = _asked(model, features, form, ended.model_round)
+        each = _measurer_of_members(asked, study, device)
+        put(model, votes_of(each, patients.validation, study))
+    return ended
 
 
 def _trainer(
@@ -155,33 +139,55 @@ def _trainer(
     return train_round
 
 
+def _asked(model: FederatedModel, features: PhaseFeatures, form: Form | None, number: int) -> Asked:
+    """Return what is asked about a task after a round."""
+
+    @cache
+    def asked(task: str) -> tuple[FederatedModel, FrozenFeatures | None]:
+        network = model if form is None else form(task, number)
+        return network, features.in_round(number) if network is model else None
+
+    return asked
+
+
 def _measurer(
-    model: FederatedModel,
-    study: Study,
-    features: PhaseFeatures,
-    form: Form | None,
-    number: int,
-    device: torch.device,
+    asked: Asked, study: Study, device: torch.device
 ) -> Callable[[str, Images], Measured]:
     """Return what measures the network after a round, by task and images."""
 
-    @cache
-    def asked(task: str) -> FederatedModel:
-        return model if form is None else form(task, number)
-
     def measure(task: str, images: Images) -> Measured:
-        network = asked(task)
+        network, features = asked(task)
         return evaluate(
             network,
             images,
             task,
             study.tasks[task],
             device=device,
-            features=features.in_round(number) if network is model else None,
+            features=features,
             adapted=study.evaluation.adapted,
         )
 
     return measure
+
+
+def _measurer_of_members(
+    asked: Asked, study: Study, device: torch.device
+) -> Callable[[str, Images], list[Measured]]:
+    """Return what measures each member of an ensemble by itself, by task and images."""
+
+    def measure_each(task: str, images: Images) -> list[Measured]:
+        network, features = asked(task)
+        said_MNK = logits_apart(
+            network,
+            images,
+            task,
+            device=device,
+            features=features,
+            adapted=study.evaluation.adapted,
+        )
+        return [measured(said_NK, images, study.tasks[task]) for said_NK in said_MNK]
+
+    return measure_each
 
 
 def _keep(

@@ -28,7 +28,8 @@ from client.alone import train_alone
 from client.dataset import Images, batches, steps_per_epoch
 from client.evaluate import measured
 from client.features import channel_statistics
-from client.own_rounds import ByTask, Patients, train_rounds
+from client.own_rounds import Patients, train_rounds
+from client.own_scores import ByTask
 from client.phases import in_phase
 from client.preprocess import normalise
 from client.site import Site

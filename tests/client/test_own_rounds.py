@@ -14,7 +14,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from client.alone import train_alone
 from client.dataset import Images, round_of_batches
 from client.evaluate import evaluate, logits_of
-from client.own_rounds import Ended, Patients, figures_of, train_rounds
+from client.own_rounds import Ended, Patients, train_rounds
+from client.own_scores import figures_of
 from client.train import train
 from common.arrays import Array, digest
 from common.models import FederatedModel, build_model

@@ -1,6 +1,6 @@
 """Laws of an ensemble whose members vote by their validation scores, at real sites."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from sklearn.metrics import log_loss, roc_auc_score
 
+from client.config import SiteConfig
 from client.preprocess import normalise
+from client.site import Site
 from client.store import FINAL
 from common.ensemble import MemberHeads
 from common.layout import votes_name
-from common.models import build_model
+from common.models import FederatedModel, build_model
 from common.study import Study
 from common.weights import put
+from server.initial_weights import initial_model
+from simulations import yardsticks
 from simulations.federation import Played, find_hospitals, play
 
 StudyOf = Callable[..., Study]
@@ -28,17 +32,24 @@ NAME = votes_name("spots")
 
 
 def said(played: Played, study: Study, split: str) -> tuple[Floats, NDArray[np.int64]]:
+    """Return what each member of the final model says of each patient; see ``said_by``."""
+    model = build_model(study).eval()
+    put(model, load_file(played.outcome.model))
+    return said_by(model, played.sites, study, split)
+
+
+def said_by(
+    model: FederatedModel, sites: Sequence[Site], study: Study, split: str
+) -> tuple[Floats, NDArray[np.int64]]:
     """Return what each member says of each patient of all sites, shape (M, P), and what is true.
 
-    It is the probability of the positive class in the final model, the mean over the patient's
-    images.
+    It is the probability of the positive class, the mean over the patient's images.
     """
-    model, columns, truth = build_model(study).eval(), [], []
-    put(model, load_file(played.outcome.model))
+    columns, truth = [], []
     heads = model.heads["spots"]
     assert isinstance(heads, MemberHeads)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
-    for site in played.sites:
+    for site in sites:
         images = site.prepare(study).tasks["spots"].splits[split]
         with torch.no_grad():
             pixels = images.pixels[torch.arange(len(images))]
@@ -65,12 +76,12 @@ def test_figures_are_of_the_mean_weighted_by_hand(
     each_MP, truth = said(played, study, "validation")
     bounds = [m["auroc_bound"] for m in measured.tasks["spots"]["validation"]["members"]]
     if score == "auroc":
-        worth = [roc_auc_score(truth, one) for one in each_MP]
         assert max(bounds) < 0.05
     else:
-        worth, bounds = [np.exp(-log_loss(truth, one)) for one in each_MP], [1e-5]
+        bounds = [1e-5]
     votes = np.array(final.votes["spots"])
-    np.testing.assert_allclose(votes, np.array(worth) / sum(worth), atol=max(*bounds, 1e-6))
+    by_hand = shares(score, each_MP, truth)
+    np.testing.assert_allclose(votes, by_hand, atol=max(*bounds, 1e-6))
     assert votes.std() > 1e-4
     assert measured.votes == {"spots": [0.5, 0.5]}
     test_MP, truth = said(played, study, "test")
@@ -84,6 +95,45 @@ def test_figures_are_of_the_mean_weighted_by_hand(
         kept = site.prepare(study).store.load_network(FINAL)
         assert kept is not None
         assert np.array_equal(kept.arrays[NAME], np.array(votes, np.float32))
+
+
+def shares(score: str, each_MP: Floats, truth: NDArray[np.int64]) -> Floats:
+    """Return what the members should weigh, by scikit-learn's scores of each."""
+    if score == "auroc":
+        worth = [roc_auc_score(truth, one) for one in each_MP]
+    else:
+        worth = [np.exp(-log_loss(truth, one)) for one in each_MP]
+    return np.array(worth) / sum(worth)
+
+
+@pytest.mark.parametrize(
+    ("score", "ending"), [("auroc", {"keep": "best"}), ("loss", {"average_last": 2})]
+)
+def test_members_vote_in_yardsticks_too(
+    small: Path, study_of: StudyOf, score: str, ending: dict[str, Any]
+) -> None:
+    """Weights are scikit-learn's scores: of a site alone on its own patients, pooled on all."""
+    federation, split = VOTES | ending | {"score": score}, {"validation": 0.4, "test": 0.3}
+    study = study_of("spots", ensemble=PAIR, federation=federation, split=split)
+    hospitals = find_hospitals(small)[:2]
+    for number, folder in enumerate(hospitals, 1):  # both classes among the patients, in every run
+        (folder / "state").mkdir(exist_ok=True)
+        (folder / "state" / "site.key").write_text(f"{number:064x}\n")
+    sites = [Site(SiteConfig.load(folder)) for folder in hospitals]
+    start = initial_model(study).model
+    alone = yardsticks.each_alone(study, sites, start, lambda _: None)
+    pooled = yardsticks.each_pooled(study, sites, start, lambda _: None)
+    whose = [(model, [site]) for site, model, _ in alone]
+    whose += [(model, sites) for _, model in pooled]
+    assert len(whose) == 3
+    for model, asked in whose:
+        heads = model.eval().heads["spots"]
+        assert isinstance(heads, MemberHeads)
+        assert heads.votes is not None
+        by_hand = shares(score, *said_by(model, asked, study, "validation"))
+        off = 0.005 if score == "auroc" else 1e-5  # an AUROC is of a histogram
+        np.testing.assert_allclose(heads.votes.numpy(), by_hand, atol=off)
+        assert heads.votes.std() > 1e-4
 
 
 @pytest.mark.slow

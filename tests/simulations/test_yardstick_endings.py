@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from client.config import SiteConfig
 from client.evaluate import evaluate
-from client.own_rounds import figures_of, train_rounds
+from client.own_rounds import train_rounds
+from client.own_scores import figures_of
 from client.site import Site
 from common.arrays import digest
 from common.models import FederatedModel

@@ -92,7 +92,7 @@ def test_near_twice_is_the_same_bytes(
     assert (tmp_path / "one" / MODEL).read_bytes() == (tmp_path / "two" / MODEL).read_bytes()
 
 
-@pytest.mark.parametrize("train", [pytest.param("all", marks=pytest.mark.slow), "last:1"])
+@pytest.mark.parametrize("train", ["all", "last:1"])
 def test_alone_and_pooled_stay_near_as_a_federation_of_one(
     small: Path, study_of: StudyOf, tmp_path: Path, weights: Path, train: str
 ) -> None:

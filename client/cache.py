@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from client.cache_entry import Entry, from_file, to_file
+from client.cache_entry import Entry, from_bytes, to_bytes
 from client.config import SiteConfig
 from client.owned_files import make_private_folder
 from common.file_lock import locked
@@ -127,7 +127,7 @@ class Cache:
             return None
         file = self._path(key)
         try:
-            entry = from_file(file)
+            entry = from_bytes(file.read_bytes())
             if entry is not None:
                 os.utime(file)  # used just now
         except FileNotFoundError:
@@ -144,7 +144,7 @@ class Cache:
         """Keep an entry, unless it alone is larger than the bound; older ones may go for it."""
         if not self._usable:
             return
-        data = to_file(entry)
+        data = to_bytes(entry)
         if len(data) > self._max_bytes * _KEPT:
             return
         try:

@@ -3,17 +3,14 @@
 import json
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from common.files import canonical_json
-
-_PIXELS = "pixels"
 
 
 class Entry(NamedTuple):
@@ -25,26 +22,26 @@ class Entry(NamedTuple):
     """Of JSON's types."""
 
 
-def to_file(entry: Entry) -> bytes:
-    """Return the bytes of an entry's file; a checksum of all that it says is among them."""
+def to_bytes(entry: Entry) -> bytes:
+    """Return an entry's file; a checksum of all that it says is among its arrays."""
     said = canonical_json(entry.said)
-    metadata = {"said": said.decode(), "crc32": str(_checksum(said, entry.pixels))}
-    return save({_PIXELS: np.ascontiguousarray(entry.pixels)}, metadata)
+    checksum = np.array([_checksum(said, entry.pixels)], np.uint32)
+    pixels = np.ascontiguousarray(entry.pixels)
+    return save({"pixels": pixels, "said": np.frombuffer(said, np.uint8), "crc32": checksum})
 
 
-def from_file(path: Path) -> Entry | None:
-    """Return the entry of a file; None where that is not what was written.
+def from_bytes(data: bytes) -> Entry | None:
+    """Return the entry of a file's bytes; None where they are not what was written.
 
-    Raises:
-        OSError: It cannot be read, or there is none.
+    The file is read, not mapped: a disk that fails under a map would end the process.
     """
     try:
-        with safe_open(path, "np") as file:
-            found, pixels = file.metadata(), file.get_tensor(_PIXELS)
-        if int(found["crc32"]) != _checksum(found["said"].encode(), pixels):
+        found = load(data)
+        said, pixels = found["said"].tobytes(), found["pixels"]
+        if found["crc32"].item() != _checksum(said, pixels):
             return None
-        return Entry(pixels, json.loads(found["said"]))
-    except (SafetensorError, ValueError, KeyError, TypeError):
+        return Entry(pixels, json.loads(said))
+    except (SafetensorError, ValueError, KeyError):
         return None
 
 

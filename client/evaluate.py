@@ -29,6 +29,11 @@ class Measured(NamedTuple):
     of_patients: MetricState | None
     """Each patient counts once; None where every patient has one image."""
 
+    @property
+    def each_patient_once(self) -> MetricState:
+        """That of patients where some have several images, else of images."""
+        return self.of_images if self.of_patients is None else self.of_patients
+
 
 def logits_of(
     model: FederatedModel,
@@ -121,6 +126,21 @@ def evaluate(
     """Return what the network's logits on a split's images are measured as; see ``logits_of``."""
     logits = logits_of(model, images, name, device=device, features=features, adapted=adapted)
     return measured(logits, images, task)
+
+
+def evaluate_apart(
+    model: FederatedModel,
+    images: Images,
+    name: str,
+    task: Task,
+    *,
+    device: torch.device,
+    features: FrozenFeatures | None = None,
+    adapted: bool = False,
+) -> list[Measured]:
+    """Return the same of each member of an ensemble by itself; see ``logits_apart``."""
+    said_MNK = logits_apart(model, images, name, device=device, features=features, adapted=adapted)
+    return [measured(said_NK, images, task) for said_NK in said_MNK]
 
 
 def measured(logits: NDArray[np.floating], images: Images, task: Task) -> Measured:

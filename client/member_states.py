@@ -2,7 +2,7 @@
 
 import torch
 
-from client.evaluate import logits_apart, measured
+from client.evaluate import evaluate_apart
 from client.merged_bins import all_merged
 from client.prepared import Prepared
 from client.suppression import Key
@@ -31,18 +31,17 @@ def member_states(
     ranked = study.federation.score == "auroc"
     names = members_of(study) if order.kind == "evaluate" else ()
     for task, data in prepared.tasks.items() if names else ():
-        images = data.splits["validation"]
-        said_MNK = logits_apart(
+        each = evaluate_apart(
             prepared.model,
-            images,
+            data.splits["validation"],
             task,
+            study.tasks[task],
             device=device,
             features=prepared.features.in_round(order.round),
             adapted=study.evaluation.adapted,
         )
-        for name, said_NK in zip(names, said_MNK, strict=True):
-            found = measured(said_NK, images, study.tasks[task])
-            state = found.of_images if found.of_patients is None else found.of_patients
+        for name, found in zip(names, each, strict=True):
+            state = found.each_patient_once
             state = metrics.untold(state if ranked else all_merged(state))
             result[task, name] = metrics_wire.to_arrays(state)
     return result

@@ -9,13 +9,13 @@ round begins, the score of the network that it begins with is not known there ye
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from client.anchor import initial_of, near_of
 from client.dataset import Images, round_of_batches
-from client.evaluate import Measured, evaluate, logits_apart, measured
+from client.evaluate import evaluate, evaluate_apart
 from client.features import FrozenFeatures
 from client.own_scores import ByTask, figures_of, votes_of
 from client.phases import PhaseFeatures, in_phase
@@ -32,6 +32,7 @@ Form = Callable[[str, int], FederatedModel]
 """From a task and the rounds that were made to the network that is asked about the task."""
 Asked = Callable[[str], tuple[FederatedModel, FrozenFeatures | None]]
 """From a task to the network that is asked about it, and its kept features."""
+Told = TypeVar("Told")
 
 
 class Patients(NamedTuple):
@@ -93,7 +94,7 @@ def train_rounds(
         train_round(number, scores.times_lowered(study.training.schedule, known))
         known = dict(found)  # a coordinator hears of this network with the next round's replies
         if scores.are_needed(study):
-            measure = _measurer(_asked(model, features, form, number), study, device)
+            measure = _measurer(evaluate, _asked(model, features, form, number), study, device)
             figures = figures_of(measure, patients.validation, study)
             found |= {number: figures} if figures else {}
         _keep(kept, model, study, scores.best_of(found), number)
@@ -102,7 +103,7 @@ def train_rounds(
     ended = _end(kept, model, study, scores.best_of(found), number)
     if members_of(study):
         asked = _asked(model, features, form, ended.model_round)
-        each = _measurer_of_members(asked, study, device)
+        each = _measurer(evaluate_apart, asked, study, device)
         put(model, votes_of(each, patients.validation, study))
     return ended
 
@@ -151,13 +152,20 @@ def _asked(model: FederatedModel, features: PhaseFeatures, form: Form | None, nu
 
 
 def _measurer(
-    asked: Asked, study: Study, device: torch.device
-) -> Callable[[str, Images], Measured]:
-    """Return what measures the network after a round, by task and images."""
+    how: Callable[..., Told], asked: Asked, study: Study, device: torch.device
+) -> Callable[[str, Images], Told]:
+    """Return what measures the network after a round, by task and images.
 
-    def measure(task: str, images: Images) -> Measured:
+    Args:
+        how: ``evaluate``, or ``evaluate_apart`` for each member of an ensemble by itself.
+        asked: What is asked about a task.
+        study: What was agreed.
+        device: Where the arithmetic runs.
+    """
+
+    def measure(task: str, images: Images) -> Told:
         network, features = asked(task)
-        return evaluate(
+        return how(
             network,
             images,
             task,
@@ -168,26 +176,6 @@ def _measurer(
         )
 
     return measure
-
-
-def _measurer_of_members(
-    asked: Asked, study: Study, device: torch.device
-) -> Callable[[str, Images], list[Measured]]:
-    """Return what measures each member of an ensemble by itself, by task and images."""
-
-    def measure_each(task: str, images: Images) -> list[Measured]:
-        network, features = asked(task)
-        said_MNK = logits_apart(
-            network,
-            images,
-            task,
-            device=device,
-            features=features,
-            adapted=study.evaluation.adapted,
-        )
-        return [measured(said_NK, images, study.tasks[task]) for said_NK in said_MNK]
-
-    return measure_each
 
 
 def _keep(

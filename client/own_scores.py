@@ -58,6 +58,6 @@ def votes_of(
 
 def _score(parts: Iterable[Measured], study: Study, task: str) -> float | None:
     """Return the figure that is compared, over the patients of all parts."""
-    states = [of.of_images if of.of_patients is None else of.of_patients for of in parts]
-    told = metrics.compute(metrics.merge(states), study.tasks[task].positive_index)
+    states = metrics.merge([of.each_patient_once for of in parts])
+    told = metrics.compute(states, study.tasks[task].positive_index)
     return told[study.federation.score]

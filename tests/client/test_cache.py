@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from client.cache import STALE_SECONDS, Cache, cache_of, content_of, key_of
 from client.cache_entry import Entry
@@ -77,9 +77,9 @@ def test_an_entry_is_a_safetensors_file(cache: Cache) -> None:
     """Any program that knows the format reads the images and what is known of them."""
     entry = entry_of(3, n=4)
     cache.put(key(3), entry)
-    with safe_open(file_of(cache, 3), "np") as file:
-        assert np.array_equal(file.get_tensor("pixels"), entry.pixels)
-        assert json.loads(file.metadata()["said"]) == entry.said
+    found = load_file(file_of(cache, 3))
+    assert np.array_equal(found["pixels"], entry.pixels)
+    assert json.loads(found["said"].tobytes()) == entry.said
 
 
 def test_nobody_else_can_read_it(cache: Cache) -> None:
@@ -240,6 +240,16 @@ def test_a_folder_that_cannot_be_made_stops_nothing(
     for number in range(3):
         cache.put(key(number), entry_of(number))
         assert cache.get(key(number)) is None
+    assert len(caplog.messages) == 1
+
+
+def test_what_cannot_be_read_stops_nothing(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the disk refuses to give an entry, work goes on without the cache, and says so once."""
+    file_of(cache, 1).mkdir()
+    for _ in range(2):
+        assert cache.get(key(1)) is None
+    cache.put(key(2), entry_of(2))
+    assert not file_of(cache, 2).exists()
     assert len(caplog.messages) == 1
 
 

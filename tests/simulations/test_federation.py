@@ -168,17 +168,16 @@ def test_a_site_may_have_several_tasks(small: Path, study_of: StudyOf, tmp_path:
     assert list(last.tasks["spots"]["test"]["per_site"]) == ["hospital-1", "hospital-2"]
 
 
-STRATEGIES: dict[str, tuple[int, dict[str, float]]] = {
-    "fedprox": (1, {"proximal_mu": 1.0}),
-    "fedavgm": (2, {}),
-    "fedadam": (2, {"eta": 1e-2}),
-    "fedyogi": (2, {}),
-    "fedadagrad": (2, {}),
-    "fedmedian": (1, {}),
-    "fedtrimmedavg": (1, {}),
-    "krum": (1, {"num_malicious_nodes": 0}),
+STRATEGIES: dict[str, dict[str, float]] = {
+    "fedprox": {"proximal_mu": 1.0},
+    "fedavgm": {},
+    "fedadam": {"eta": 1e-2},
+    "fedyogi": {},
+    "fedadagrad": {},
+    "fedmedian": {},
+    "fedtrimmedavg": {},
+    "krum": {"num_malicious_nodes": 0},
 }
-"""Rounds and options of each; those that carry something over need a second round."""
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -186,9 +185,8 @@ def test_every_strategy_plays_to_the_end(
     small: Path, study_of: StudyOf, tmp_path: Path, strategy: str
 ) -> None:
     """All sites of two tasks answer each exchange, and finite arrays that moved come out."""
-    rounds, options = STRATEGIES[strategy]
-    federation = {"strategy": strategy, "options": options, "quorum": 3}
-    study = study_of("spots", "bars", rounds=rounds, federation=federation)
+    federation = {"strategy": strategy, "options": STRATEGIES[strategy], "quorum": 3}
+    study = study_of("spots", "bars", federation=federation)
     outcome = played(study, find_hospitals(small)[:3], tmp_path / "run").outcome
     assert [len(record.answered) for record in outcome.records] == [3] * (study.rounds + 1)
     found = load_file(outcome.model)
@@ -270,19 +268,18 @@ def test_personal_heads_stay_at_their_site(small: Path, study_of: StudyOf, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("rounds", "federation"),
+    "federation",
     [
-        (2, {"strategy": "fedadam"}),
-        (1, {"strategy": "fedmedian", "quorum": 3}),
-        (1, {"strategy": "fedprox", "update_dtype": "float16", "update_norm": 1.0}),
+        {"strategy": "fedadam"},
+        {"strategy": "fedmedian", "quorum": 3},
+        {"strategy": "fedprox", "update_dtype": "float16", "update_norm": 1.0},
     ],
 )
 def test_every_kind_of_strategy_bears_heads_that_do_not_travel(
-    small: Path, study_of: StudyOf, tmp_path: Path, rounds: int, federation: dict[str, Any]
+    small: Path, study_of: StudyOf, tmp_path: Path, federation: dict[str, Any]
 ) -> None:
     """Groups without arrays are nothing to a server's optimizer, to a median, to a bound."""
-    federation = {"personal": "head", **federation}
-    study = study_of("spots", "bars", rounds=rounds, federation=federation)
+    study = study_of("spots", "bars", federation={"personal": "head", **federation})
     result = played(study, find_hospitals(small)[:3], tmp_path / "run")
     assert [record.refused for record in result.outcome.records] == [{}] * (study.rounds + 1)
     layout, start = initial(study)
